@@ -1,0 +1,65 @@
+# What people do with a clone of bam. `make help` lists it.
+
+# Where `make install` copies the programs to.
+PREFIX ?= $(HOME)/.local
+# Tests start several processes each, so that few at a time are enough. TEST_ARGS go to the test programs
+# (make test TEST_ARGS=resume).
+TEST_THREADS ?= 2
+TEST_ARGS ?=
+# What cargo-deny looks at; without advisories it needs no network (make lint DENY_CHECKS="bans licenses sources").
+DENY_CHECKS ?= all
+
+# One thread per rank, unless the user wants more: ranks that share a machine's cores get in each other's way.
+export OMP_NUM_THREADS ?= 1
+
+# A shell opened before rustup ran does not know its cargo.
+CARGO_BIN := $(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
+ifeq (,$(findstring :$(CARGO_BIN):,:$(PATH):))
+export PATH := $(CARGO_BIN):$(PATH)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint install clean
+
+help: ## say what can be made
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+	    | while IFS='|' read -r name text; do printf 'make %-8s  %s\n' "$$name" "$$text"; done
+
+setup: ## get what the build needs, and the demo's files, and build the programs
+	@setup/setup.sh packages rust libtorch demo-assets build
+
+demo: setup ## train four tasks on human-rated text with two ranks
+	target/release/bam run configs/demo.yaml -n 2
+
+test: ## run all tests, on the programs as released
+	@setup/setup.sh all
+	cargo test --release --workspace --locked -- --test-threads=$(TEST_THREADS) $(TEST_ARGS)
+
+bench: setup ## measure
+	cargo bench --workspace --locked
+
+# In the release profile, so that libtorch's bindings are compiled once for this and for the tests.
+lint: ## check format, lints, documentation, shell scripts and the dependencies' licences
+	@setup/setup.sh packages rust libtorch
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
+	@if command -v shellcheck >/dev/null; then \
+	    files="$$(grep -slE '^#!.*sh( |$$)' .ci/* setup/* slurm/* tests/* tests/*/*)"; \
+	    echo shellcheck $$files; shellcheck $$files; \
+	else \
+	    echo "shellcheck: skipped, it is not installed (apt-get install shellcheck)"; \
+	fi
+	@if cargo deny --version >/dev/null 2>&1; then \
+	    echo cargo deny check $(DENY_CHECKS); cargo deny check $(DENY_CHECKS); \
+	else \
+	    echo "cargo deny: skipped, it is not installed (cargo install cargo-deny --locked)"; \
+	fi
+
+install: ## copy the programs to PREFIX/bin (~/.local/bin)
+	@test -x target/release/bam && test -x target/release/bam-worker || { echo "first: make setup" >&2; exit 1; }
+	install -d "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 target/release/bam target/release/bam-worker "$(DESTDIR)$(PREFIX)/bin"
+
+clean: ## remove what cargo built; downloads stay in the cache
+	cargo clean

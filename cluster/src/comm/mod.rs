@@ -1,0 +1,73 @@
+//! How ranks exchange data on the host. `solo` and `threads` live here; the `mpi` backend lives in the worker, the
+//! only program that links MPI.
+
+mod activity;
+mod solo;
+mod threads;
+
+use std::time::Duration;
+
+pub use activity::{Activity, InCollective, Snapshot};
+pub use solo::Solo;
+pub use threads::Threads;
+
+/// Collective operations among the ranks of one stage. All ranks call the same operations in the same order, each
+/// under the same name; the name tells people where a rank is.
+pub trait Communicator {
+    /// This rank, 0 … size−1.
+    fn rank(&self) -> usize;
+
+    /// Number of ranks.
+    fn size(&self) -> usize;
+
+    /// The bytes of every rank, by rank.
+    ///
+    /// # Errors
+    /// The deadline passed, or a rank called something else.
+    fn all_gather(&self, name: &'static str, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError>;
+
+    /// The bytes of `root`; what the others pass is ignored.
+    ///
+    /// # Errors
+    /// As [`all_gather`](Self::all_gather).
+    fn broadcast(&self, name: &'static str, root: usize, bytes: Vec<u8>) -> Result<Vec<u8>, CommError>;
+
+    /// Replaces `values` by their sums over all ranks: the same bits on every rank.
+    ///
+    /// # Errors
+    /// As [`all_gather`](Self::all_gather).
+    fn all_reduce_sum(&self, name: &'static str, values: &mut [f32]) -> Result<(), CommError>;
+
+    /// Waits for all ranks.
+    ///
+    /// # Errors
+    /// As [`all_gather`](Self::all_gather).
+    fn barrier(&self, name: &'static str) -> Result<(), CommError> {
+        self.all_gather(name, &[]).map(|_| ())
+    }
+}
+
+/// A collective that did not come about.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommError {
+    /// Not all ranks arrived in time.
+    #[error("collective '{name}' was given up after {waited:?}: {arrived} of {size} ranks arrived")]
+    Deadline {
+        /// Which collective.
+        name: &'static str,
+        /// How many ranks came.
+        arrived: usize,
+        /// How many were expected.
+        size: usize,
+        /// For how long.
+        waited: Duration,
+    },
+    /// Ranks are in different collectives: a bug.
+    #[error("ranks disagree: one is in collective '{one}', another in '{other}'")]
+    Mismatch {
+        /// One rank's collective.
+        one: &'static str,
+        /// Another rank's collective.
+        other: &'static str,
+    },
+}

@@ -1,0 +1,74 @@
+//! What can be wrong with a recipe, said so that its author can mend it.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A recipe that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not there or cannot be read.
+    #[error("{path}: {source}\n  give the path of a recipe, for example configs/demo.yaml")]
+    Unreadable {
+        /// The recipe.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The text is not YAML, or not a recipe: a misspelt key, a wrong type.
+    #[error("{path}: {message}{}", hint.as_ref().map(|h| format!("\n  did you mean '{h}'?")).unwrap_or_default())]
+    Malformed {
+        /// The recipe.
+        path: PathBuf,
+        /// What is wrong, with key path, line and column.
+        message: String,
+        /// The known name that looks most like the unknown one.
+        hint: Option<String>,
+    },
+    /// An override on the command line is not of the form `a.b=c`, or leads nowhere.
+    #[error("-o {text}: {problem}")]
+    Override {
+        /// As given.
+        text: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A value is of the right type and makes no sense.
+    #[error("{key}: {problem}")]
+    Invalid {
+        /// The key's path in the recipe.
+        key: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+/// The name among `known` that looks most like `unknown`, if any looks like it.
+pub(super) fn nearest<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    known
+        .into_iter()
+        .map(|k| (strsim::jaro_winkler(unknown, k), k))
+        .filter(|(similarity, _)| *similarity > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, k)| k.to_owned())
+}
+
+/// The nearest known name, from serde's message `unknown field `x`, expected one of `a`, `b``.
+pub(super) fn hint(message: &str) -> Option<String> {
+    let start = message.find("unknown field").or_else(|| message.find("unknown variant"))?;
+    let mut names = message[start..].split('`').skip(1).step_by(2);
+    let unknown = names.next()?;
+    nearest(unknown, names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_is_the_nearest_known_name() {
+        let message = "train: unknown field `techers`, expected `teachers` or `student` at line 3 column 2";
+        assert_eq!(hint(message).as_deref(), Some("teachers"));
+        assert_eq!(hint("unknown field `zzz`, expected `teachers` or `student`"), None);
+        assert_eq!(hint("invalid type: string"), None);
+    }
+}

@@ -1,0 +1,221 @@
+//! From a recipe file and overrides to a checked recipe with absolute paths.
+
+use std::path::{Path, PathBuf};
+
+use serde_norway::{Mapping, Value};
+
+use super::error::{ConfigError, hint};
+use super::schema::Recipe;
+use super::task_entry::TaskEntry;
+use super::validate::validate;
+
+/// A change on the command line: `train.student.batch_size=64`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Override {
+    text: String,
+    keys: Vec<String>,
+    value: Value,
+}
+
+impl std::str::FromStr for Override {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let wrong = |problem: String| ConfigError::Override { text: text.to_owned(), problem };
+        let (path, value) = text
+            .split_once('=')
+            .ok_or_else(|| wrong("expected KEY=VALUE, for example train.student.batch_size=64".to_owned()))?;
+        let keys: Vec<String> = path.split('.').map(str::to_owned).collect();
+        if keys.iter().any(String::is_empty) {
+            return Err(wrong(format!("'{path}' is not a key; write it like train.student.batch_size")));
+        }
+        let value = serde_norway::from_str(value).map_err(|e| wrong(format!("the value is not YAML: {e}")))?;
+        Ok(Override { text: text.to_owned(), keys, value })
+    }
+}
+
+/// Reads a recipe, applies `overrides`, fills in defaults and checks it. Relative paths in the file are relative to
+/// the file; those in overrides are relative to the current directory.
+///
+/// # Errors
+/// Everything that can be known to be wrong from the recipe alone.
+pub fn load(path: &Path, overrides: &[Override]) -> Result<Recipe, ConfigError> {
+    let text = read(path)?;
+    let malformed = |e: serde_norway::Error| {
+        let message = e.to_string();
+        ConfigError::Malformed { path: path.to_owned(), hint: hint(&message), message }
+    };
+    let mut tree: Value = serde_norway::from_str(&text).map_err(malformed)?;
+    for change in overrides {
+        apply(&mut tree, change)?;
+    }
+    let mut recipe: Recipe = match serde_path_to_error::deserialize(tree) {
+        Ok(recipe) => recipe,
+        // The text itself, read again, tells line and column, unless it is an override that is wrong.
+        Err(in_tree) => {
+            serde_norway::from_str::<Recipe>(&text).map_err(malformed)?;
+            let message = format!("with the overrides given: {in_tree}");
+            return Err(ConfigError::Malformed { path: path.to_owned(), hint: hint(&message), message });
+        }
+    };
+    make_paths_absolute(&mut recipe, path.parent().unwrap_or(Path::new("")));
+    validate(&recipe)?;
+    Ok(recipe)
+}
+
+/// Reads a recipe that [`load`] has completed and that was written down in a run directory.
+///
+/// # Errors
+/// The file is missing, or was changed by hand into something that is no recipe.
+pub fn load_resolved(path: &Path) -> Result<Recipe, ConfigError> {
+    load(path, &[])
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
+}
+
+/// Sets one value in the tree, making the mappings on the way where they are missing.
+fn apply(tree: &mut Value, change: &Override) -> Result<(), ConfigError> {
+    let wrong = |problem: String| ConfigError::Override { text: change.text.clone(), problem };
+    let mut node = tree;
+    for key in &change.keys {
+        if node.is_null() {
+            *node = Value::Mapping(Mapping::new());
+        }
+        node = match node {
+            Value::Mapping(map) => map.entry(Value::String(key.clone())).or_insert(Value::Null),
+            Value::Sequence(list) => {
+                let length = list.len();
+                let entry = key.parse::<usize>().ok().and_then(|i| list.get_mut(i));
+                entry.ok_or_else(|| wrong(format!("'{key}' is not an entry of a list of {length} (the first is 0)")))?
+            }
+            _ => return Err(wrong(format!("there is nothing below '{key}': the value above it is not a section"))),
+        };
+    }
+    *node = match &change.value {
+        Value::String(text) if is_path(&change.keys) => {
+            Value::String(absolute(Path::new(text), Path::new("")).to_string_lossy().into_owned())
+        }
+        value => value.clone(),
+    };
+    Ok(())
+}
+
+/// Whether a key holds a path.
+fn is_path(keys: &[String]) -> bool {
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    matches!(keys[..], ["model", "path"] | ["data", "glue"] | ["data", "tasks", _, "train" | "dev"])
+}
+
+fn make_paths_absolute(recipe: &mut Recipe, base: &Path) {
+    recipe.model.path = absolute(&recipe.model.path, base);
+    recipe.data.glue = recipe.data.glue.take().map(|p| absolute(&p, base));
+    for entry in &mut recipe.data.tasks {
+        if let TaskEntry::Own(own) = entry {
+            own.train = absolute(&own.train, base);
+            own.dev = own.dev.take().map(|p| absolute(&p, base));
+        }
+    }
+}
+
+/// `path` below `base`, below the current directory, without `.` and `..` where that needs no look at the disk.
+fn absolute(path: &Path, base: &Path) -> PathBuf {
+    let joined = std::path::absolute(base.join(path)).unwrap_or_else(|_| base.join(path));
+    let mut clean = PathBuf::new();
+    for part in joined.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                clean.pop();
+            }
+            part => clean.push(part),
+        }
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Mode;
+
+    const SMALL: &str = "name: x\nmodel: { path: m }\ndata: { glue: g, tasks: [cola, rte] }\n";
+
+    fn load_text(text: &str, overrides: &[&str]) -> Result<Recipe, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.yaml");
+        std::fs::write(&path, text).unwrap();
+        let overrides: Result<Vec<Override>, _> = overrides.iter().map(|o| o.parse()).collect();
+        load(&path, &overrides?)
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_method() {
+        let recipe = load_text(SMALL, &[]).unwrap();
+        assert_eq!(recipe.mode, Mode::SingleToMulti);
+        let (t, s) = (&recipe.train.teachers, &recipe.train.student);
+        assert_eq!((t.epochs, t.batch_size, t.learning_rate), (3, 32, 5e-5));
+        assert_eq!((s.epochs, s.batch_size, s.learning_rate), (6, 128, 1e-4));
+        assert_eq!(recipe.sampling.exponent, 0.75);
+        assert!(recipe.model.path.is_absolute());
+    }
+
+    #[test]
+    fn overrides_reach_into_sections_and_lists() {
+        let recipe = load_text(SMALL, &["train.student.epochs=2", "data.tasks.1=mrpc", "seed=7"]).unwrap();
+        assert_eq!((recipe.train.student.epochs, recipe.seed), (2, 7));
+        assert_eq!(recipe.data.tasks[1].name(), "mrpc");
+        assert_eq!(recipe.train.student.batch_size, 128);
+    }
+
+    #[test]
+    fn a_path_in_an_override_is_relative_to_the_current_directory() {
+        let recipe = load_text(SMALL, &["data.glue=elsewhere"]).unwrap();
+        assert_eq!(recipe.data.glue, Some(std::env::current_dir().unwrap().join("elsewhere")));
+    }
+
+    #[test]
+    fn a_resolved_recipe_reads_back_as_itself() {
+        let text = "name: x\nmodel: { path: m }\ntrain: { teachers: { layerwise_decay: { own: 1.0, default: 0.9 } } }\n\
+                    data: { tasks: [ { name: own, train: f, dev_fraction: 0.2, text: 0, label: y, type: regression, range: [0, 1] } ] }\n";
+        let recipe = load_text(text, &[]).unwrap();
+        let again = load_text(&serde_norway::to_string(&recipe).unwrap(), &[]).unwrap();
+        assert_eq!(again, recipe);
+        assert_eq!(again.identity(), recipe.identity());
+    }
+
+    #[test]
+    fn identity_ignores_where_a_run_happens() {
+        let recipe = load_text(SMALL, &[]).unwrap();
+        let spread = Recipe {
+            cluster: super::super::ClusterSection { processes: 9, ..recipe.cluster.clone() },
+            ..recipe.clone()
+        };
+        assert_eq!(spread.identity(), recipe.identity());
+        assert_ne!(Recipe { seed: 2, ..recipe.clone() }.identity(), recipe.identity());
+    }
+
+    fn message(text: &str, overrides: &[&str]) -> String {
+        load_text(text, overrides).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_with_line_column_and_nearest_name() {
+        let m =
+            message("name: x\nmodel: { path: m }\ndata: { tasks: [cola] }\ntrain:\n  student:\n    epoch: 3\n", &[]);
+        for part in ["unknown field `epoch`", "line 6 column 5", "did you mean 'epochs'?"] {
+            assert!(m.contains(part), "{m}");
+        }
+        let own = "name: x\nmodel: { path: m }\ndata:\n  tasks:\n    - name: a\n      lable: 1\n";
+        let m = message(own, &[]);
+        assert!(m.contains("line 6") && m.contains("did you mean 'label'?"), "{m}");
+    }
+
+    #[test]
+    fn overrides_are_checked_as_strictly() {
+        assert!(message(SMALL, &["train.student.epoch=3"]).contains("did you mean 'epochs'?"));
+        assert!(message(SMALL, &["train.student.epochs=many"]).contains("train.student.epochs"));
+        assert!(message(SMALL, &["epochs"]).contains("expected KEY=VALUE"));
+        assert!(message(SMALL, &["data.tasks.7=rte"]).contains("not an entry of a list of 2"));
+    }
+}

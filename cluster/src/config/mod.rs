@@ -1,0 +1,15 @@
+//! Recipes: the YAML that describes a run, checked and completed with defaults. `load` is the way in.
+
+mod error;
+mod load;
+mod schema;
+mod task_entry;
+mod validate;
+
+pub use error::ConfigError;
+pub use load::{Override, load, load_resolved};
+pub use schema::{
+    Annealing, CheckpointSection, ClusterSection, DataSection, Distill, LayerwiseDecay, Layout, LossReduction, Mode,
+    ModelSection, Recipe, Sampling, TrainSection, TrainSettings,
+};
+pub use task_entry::{OwnTask, TaskEntry, TaskType};

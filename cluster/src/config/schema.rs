@@ -1,0 +1,332 @@
+//! The typed shape of a recipe, with every default. Field docs are what a user of a recipe needs to know.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::task_entry::TaskEntry;
+use crate::digest;
+use crate::task::{Task, glue_task};
+
+/// A whole recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Names the run directory `runs/NAME`.
+    pub name: String,
+    /// Who teaches whom.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Everything random follows from it.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// The encoder to start from.
+    pub model: ModelSection,
+    /// The tasks and where their examples are.
+    pub data: DataSection,
+    /// Epochs, batches, rates.
+    #[serde(default)]
+    pub train: TrainSection,
+    /// How the student's targets are mixed.
+    #[serde(default)]
+    pub distill: Distill,
+    /// How often each task is drawn.
+    #[serde(default)]
+    pub sampling: Sampling,
+    /// When and how many.
+    #[serde(default)]
+    pub checkpoint: CheckpointSection,
+    /// How the work is spread; nothing in here changes the mathematics.
+    #[serde(default)]
+    pub cluster: ClusterSection,
+}
+
+/// Who teaches whom (section 3 of the BAM paper).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// One model per task, no teachers.
+    Single,
+    /// One model of all tasks, no teachers.
+    Multi,
+    /// One model of all tasks, taught by one model per task: BAM proper.
+    #[default]
+    SingleToMulti,
+}
+
+/// The encoder to start from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// A Hugging Face directory: config.json, model.safetensors, vocab.txt (tokenizer.json).
+    pub path: PathBuf,
+    /// Most tokens of an input, [CLS] and [SEP] included.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Use only this many of the encoder's first layers.
+    #[serde(default)]
+    pub layers: Option<usize>,
+    /// Dropout on hidden states, attention and pooled output. Default: what the encoder's config.json says.
+    #[serde(default)]
+    pub dropout: Option<f64>,
+}
+
+/// The tasks and where their examples are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// Directory with GLUE's own folders (CoLA, SST-2, …); needed when a GLUE task is named.
+    #[serde(default)]
+    pub glue: Option<PathBuf>,
+    /// GLUE tasks by name, and tasks of one's own.
+    pub tasks: Vec<TaskEntry>,
+    /// Train on a seeded sample of at most this many examples of each task.
+    #[serde(default)]
+    pub max_train_examples: Option<usize>,
+    /// Judge on a seeded sample of at most this many examples of each task.
+    #[serde(default)]
+    pub max_dev_examples: Option<usize>,
+}
+
+/// Settings of the two kinds of training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "TrainSectionInput")]
+pub struct TrainSection {
+    /// One model per task: 3 epochs, batch 32, learning rate 5e-5 unless said otherwise.
+    pub teachers: TrainSettings,
+    /// One model of all tasks: 6 epochs, batch 128, learning rate 1e-4 unless said otherwise.
+    pub student: TrainSettings,
+}
+
+impl Default for TrainSection {
+    fn default() -> Self {
+        TrainSectionInput::default().into()
+    }
+}
+
+/// One training run's settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainSettings {
+    /// Passes over the data (for several tasks: the sum of their examples is one pass).
+    pub epochs: u64,
+    /// Examples of a global batch, over all processes.
+    pub batch_size: usize,
+    /// A rank computes at most this many examples at once and adds up gradients; null: its whole share of the batch.
+    pub micro_batch_size: Option<usize>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Factor between the rates of neighbouring layers; one number, or one for each task and `default`.
+    pub layerwise_decay: LayerwiseDecay,
+    /// Share of the steps during which the learning rate rises.
+    pub warmup: f64,
+    /// Decoupled weight decay; LayerNorm and biases are spared.
+    pub weight_decay: f64,
+    /// Largest global norm of a gradient.
+    pub clip_norm: f64,
+    /// Adam with bias correction (AdamW); BERT's own has none.
+    pub bias_correction: bool,
+    /// Mean over the global batch, or sum as in the reference implementation.
+    pub loss_reduction: LossReduction,
+}
+
+/// One layer-wise factor, or one for each task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LayerwiseDecay {
+    /// The same for all.
+    All(f64),
+    /// By task name; `default` for the rest, and for a model of several tasks.
+    ByTask(BTreeMap<String, f64>),
+}
+
+impl LayerwiseDecay {
+    /// The factor for a model that learns `tasks`.
+    pub fn of(&self, tasks: &[String]) -> f64 {
+        match self {
+            LayerwiseDecay::All(factor) => *factor,
+            LayerwiseDecay::ByTask(factors) => {
+                let own = if let [only] = tasks { factors.get(only) } else { None };
+                own.or_else(|| factors.get("default")).copied().unwrap_or(DEFAULT_LAYERWISE_DECAY)
+            }
+        }
+    }
+}
+
+/// How the losses of a global batch become one number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossReduction {
+    /// Divided by the global batch size.
+    #[default]
+    Mean,
+    /// Not divided.
+    Sum,
+}
+
+/// How the student's targets are mixed from gold labels and teachers' predictions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Distill {
+    /// How λ, the weight of the gold label, moves.
+    pub annealing: Annealing,
+    /// The λ of `annealing: constant`.
+    #[serde(rename = "lambda")]
+    pub constant: Option<f64>,
+}
+
+impl Default for Distill {
+    fn default() -> Self {
+        Distill { annealing: Annealing::Linear, constant: None }
+    }
+}
+
+/// How λ moves over training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Annealing {
+    /// From 0 to 1 (teacher annealing).
+    Linear,
+    /// It stays at `lambda`.
+    Constant,
+}
+
+/// How often each task is drawn: p(τ) ∝ |D_τ|^exponent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sampling {
+    /// 0.75 in BAM; 1 is proportional to size, 0 is uniform.
+    pub exponent: f64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling { exponent: 0.75 }
+    }
+}
+
+/// Checkpoints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSection {
+    /// One every so many optimizer steps, and one at the end.
+    pub every_steps: u64,
+    /// How many of a stage are kept.
+    pub keep: usize,
+}
+
+impl Default for CheckpointSection {
+    fn default() -> Self {
+        CheckpointSection { every_steps: 500, keep: 3 }
+    }
+}
+
+/// How the work is spread over processes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterSection {
+    /// How many ranks; `-n` says otherwise.
+    pub processes: usize,
+    /// Seconds after which a collective is given up.
+    pub deadline: u64,
+    /// Threads that libtorch uses in each rank.
+    pub threads: usize,
+    /// How a rank lays out its share of a batch.
+    pub layout: Layout,
+    /// More arguments for `mpirun`.
+    pub mpirun_args: Vec<String>,
+}
+
+impl Default for ClusterSection {
+    fn default() -> Self {
+        ClusterSection { processes: 1, deadline: 300, threads: 1, layout: Layout::Ragged, mpirun_args: vec![] }
+    }
+}
+
+/// How a rank lays out the sequences that it computes at once. The result is the same up to rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// No padding at all: sequences of equal length share an attention call, everything else runs over all tokens.
+    Ragged,
+    /// One rectangle, padded to its longest sequence: fewer and larger kernels.
+    Padded,
+}
+
+impl Recipe {
+    /// The tasks in full, in the order of the recipe.
+    pub fn tasks(&self) -> Vec<Task> {
+        let glue = self.data.glue.clone().unwrap_or_default();
+        let resolve = |entry: &TaskEntry| match entry {
+            TaskEntry::Glue(name) => glue_task(name, &glue),
+            TaskEntry::Own(own) => Some(own.resolve()),
+        };
+        self.data.tasks.iter().filter_map(resolve).collect()
+    }
+
+    /// Hash of all that decides what is learnt. Where it runs and how often it saves is not part of it.
+    pub fn identity(&self) -> String {
+        digest::of_json(&Recipe {
+            checkpoint: CheckpointSection::default(),
+            cluster: ClusterSection::default(),
+            ..self.clone()
+        })
+    }
+}
+
+const DEFAULT_LAYERWISE_DECAY: f64 = 0.9;
+
+fn one() -> u64 {
+    1
+}
+
+fn default_max_length() -> usize {
+    128
+}
+
+/// [`TrainSection`] as written: everything may be left out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TrainSectionInput {
+    teachers: TrainSettingsInput,
+    student: TrainSettingsInput,
+}
+
+/// [`TrainSettings`] as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TrainSettingsInput {
+    epochs: Option<u64>,
+    batch_size: Option<usize>,
+    micro_batch_size: Option<usize>,
+    learning_rate: Option<f64>,
+    layerwise_decay: Option<LayerwiseDecay>,
+    warmup: Option<f64>,
+    weight_decay: Option<f64>,
+    clip_norm: Option<f64>,
+    bias_correction: Option<bool>,
+    loss_reduction: Option<LossReduction>,
+}
+
+impl TrainSettingsInput {
+    fn or(self, epochs: u64, batch_size: usize, learning_rate: f64) -> TrainSettings {
+        TrainSettings {
+            epochs: self.epochs.unwrap_or(epochs),
+            batch_size: self.batch_size.unwrap_or(batch_size),
+            micro_batch_size: self.micro_batch_size,
+            learning_rate: self.learning_rate.unwrap_or(learning_rate),
+            layerwise_decay: self.layerwise_decay.unwrap_or(LayerwiseDecay::All(DEFAULT_LAYERWISE_DECAY)),
+            warmup: self.warmup.unwrap_or(0.1),
+            weight_decay: self.weight_decay.unwrap_or(0.01),
+            clip_norm: self.clip_norm.unwrap_or(1.0),
+            bias_correction: self.bias_correction.unwrap_or(false),
+            loss_reduction: self.loss_reduction.unwrap_or_default(),
+        }
+    }
+}
+
+impl From<TrainSectionInput> for TrainSection {
+    fn from(input: TrainSectionInput) -> Self {
+        TrainSection { teachers: input.teachers.or(3, 32, 5e-5), student: input.student.or(6, 128, 1e-4) }
+    }
+}

@@ -1,0 +1,144 @@
+//! One entry of `data.tasks`: the name of a GLUE task, or the declaration of a task of one's own.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::task::{Column, Dev, Kind, Layout, Malformed, Metric, Source, Task};
+
+/// An entry of `data.tasks`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum TaskEntry {
+    /// A GLUE task by its name.
+    Glue(String),
+    /// A task of one's own.
+    Own(OwnTask),
+}
+
+/// A task of one's own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnTask {
+    /// Lower-case letters, digits, `-` and `_`.
+    pub name: String,
+    /// The training file: tab-separated, UTF-8, no quoting.
+    pub train: PathBuf,
+    /// The dev file; or else `dev_fraction`.
+    #[serde(default)]
+    pub dev: Option<PathBuf>,
+    /// Share of the training file's rows (a seeded choice) to judge on.
+    #[serde(default)]
+    pub dev_fraction: Option<f64>,
+    /// Whether the files start with a row of column names.
+    #[serde(default = "yes")]
+    pub header: bool,
+    /// Column of the (first) text: position from 0 (negative: from the end) or name.
+    pub text: Column,
+    /// Column of the second text of a pair.
+    #[serde(default)]
+    pub text_b: Option<Column>,
+    /// Column of the gold label.
+    pub label: Column,
+    /// Classification or regression.
+    #[serde(rename = "type")]
+    pub kind: TaskType,
+    /// Classification: the class names, as they stand in the file (or, with thresholds, as you wish to call them).
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// Classification of a numeric column: one threshold fewer than labels, ascending.
+    #[serde(default)]
+    pub thresholds: Vec<f64>,
+    /// Regression: smallest and largest score.
+    #[serde(default)]
+    pub range: Option<[f64; 2]>,
+    /// The figure in the results table. Default: accuracy, or spearman.
+    #[serde(default)]
+    pub metric: Option<Metric>,
+}
+
+/// What a task's head puts out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskType {
+    /// One of `labels`.
+    Classification,
+    /// A number in `range`.
+    Regression,
+}
+
+impl OwnTask {
+    /// The metric named, or the usual one for this type.
+    pub fn metric(&self) -> Metric {
+        self.metric.unwrap_or(match self.kind {
+            TaskType::Classification => Metric::Accuracy,
+            TaskType::Regression => Metric::Spearman,
+        })
+    }
+
+    /// The task in full. Sound only for an entry that passed validation.
+    pub(super) fn resolve(&self) -> Task {
+        let kind = match self.kind {
+            TaskType::Classification => {
+                Kind::Classification { labels: self.labels.clone(), thresholds: self.thresholds.clone() }
+            }
+            TaskType::Regression => {
+                let [min, max] = self.range.unwrap_or([0.0, 1.0]);
+                Kind::Regression { min, max }
+            }
+        };
+        let dev = match (&self.dev, self.dev_fraction) {
+            (Some(file), _) => Dev::File(file.clone()),
+            (None, fraction) => Dev::Fraction(fraction.unwrap_or(0.0)),
+        };
+        let layout = Layout {
+            header: self.header,
+            text: self.text.clone(),
+            text_b: self.text_b.clone(),
+            label: self.label.clone(),
+            malformed: Malformed::Refuse,
+        };
+        let source = Source { train: self.train.clone(), dev, layout };
+        Task { name: self.name.clone(), kind, metrics: vec![self.metric()], source }
+    }
+}
+
+impl TaskEntry {
+    /// The task's name.
+    pub fn name(&self) -> &str {
+        match self {
+            TaskEntry::Glue(name) => name,
+            TaskEntry::Own(own) => &own.name,
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+// Written by hand because serde's untagged enums lose the message and the place of what is wrong inside them.
+impl<'de> Deserialize<'de> for TaskEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntryVisitor;
+        impl<'de> Visitor<'de> for EntryVisitor {
+            type Value = TaskEntry;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("the name of a GLUE task, or the declaration of a task (name, train, text, label, type, …)")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<TaskEntry, E> {
+                Ok(TaskEntry::Glue(name.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<TaskEntry, A::Error> {
+                OwnTask::deserialize(MapAccessDeserializer::new(map)).map(TaskEntry::Own)
+            }
+        }
+        deserializer.deserialize_any(EntryVisitor)
+    }
+}

@@ -1,0 +1,180 @@
+//! Values that are of the right type and make no sense, refused before anything starts.
+
+use std::collections::HashSet;
+
+use super::error::{ConfigError, nearest};
+use super::schema::{Annealing, LayerwiseDecay, Mode, Recipe, TrainSettings};
+use super::task_entry::{OwnTask, TaskEntry, TaskType};
+use crate::task::GLUE_NAMES;
+
+type Checked = Result<(), ConfigError>;
+
+/// Refuses what cannot work.
+pub(super) fn validate(recipe: &Recipe) -> Checked {
+    check_name("name", &recipe.name)?;
+    require(recipe.model.max_length >= 8, "model.max_length", "must be at least 8 tokens")?;
+    require(recipe.model.layers != Some(0), "model.layers", "must be at least 1")?;
+    if let Some(p) = recipe.model.dropout {
+        require((0.0..1.0).contains(&p), "model.dropout", "must be at least 0 and below 1")?;
+    }
+    check_tasks(recipe)?;
+    if recipe.mode != Mode::Multi {
+        check_training(recipe, "train.teachers", &recipe.train.teachers)?;
+    }
+    if recipe.mode != Mode::Single {
+        check_training(recipe, "train.student", &recipe.train.student)?;
+    }
+    check_distill(recipe)?;
+    require((0.0..=1.0).contains(&recipe.sampling.exponent), "sampling.exponent", "must lie between 0 and 1")?;
+    require(recipe.checkpoint.every_steps > 0, "checkpoint.every_steps", "must be at least 1")?;
+    require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be at least 1")?;
+    require(recipe.cluster.processes > 0, "cluster.processes", "must be at least 1")?;
+    require(recipe.cluster.threads > 0, "cluster.threads", "must be at least 1")?;
+    require(recipe.cluster.deadline > 0, "cluster.deadline", "must be at least 1 second")
+}
+
+fn invalid(key: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { key: key.into(), problem: problem.into() }
+}
+
+fn require(condition: bool, key: &str, problem: &str) -> Checked {
+    if condition { Ok(()) } else { Err(invalid(key, problem)) }
+}
+
+/// Names become names of files and tensors.
+fn check_name(key: &str, name: &str) -> Checked {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let good = !name.is_empty() && name.chars().all(allowed);
+    require(good, key, &format!("'{name}' must consist of letters, digits, '-' and '_'"))
+}
+
+fn check_tasks(recipe: &Recipe) -> Checked {
+    require(!recipe.data.tasks.is_empty(), "data.tasks", "name at least one task")?;
+    for (key, limit) in [
+        ("data.max_train_examples", recipe.data.max_train_examples),
+        ("data.max_dev_examples", recipe.data.max_dev_examples),
+    ] {
+        require(limit != Some(0), key, "must be at least 1, or left out")?;
+    }
+    let mut seen = HashSet::new();
+    for (i, entry) in recipe.data.tasks.iter().enumerate() {
+        let key = format!("data.tasks[{i}]");
+        let name = entry.name();
+        check_name(&key, name)?;
+        if !seen.insert(name) {
+            return Err(invalid(key, format!("two tasks are named '{name}'; give one of them another name")));
+        }
+        match entry {
+            TaskEntry::Glue(name) => check_glue(recipe, &key, name)?,
+            TaskEntry::Own(own) => check_own(&key, own)?,
+        }
+    }
+    Ok(())
+}
+
+fn check_glue(recipe: &Recipe, key: &str, name: &str) -> Checked {
+    if !GLUE_NAMES.contains(&name) {
+        let hint = nearest(name, GLUE_NAMES).map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
+        let known = GLUE_NAMES.join(", ");
+        return Err(invalid(
+            key,
+            format!(
+                "there is no GLUE task '{name}'{hint} Known: {known}. A task of your own is a mapping with name, train, text, label, type"
+            ),
+        ));
+    }
+    let given = recipe.data.glue.is_some();
+    require(given, "data.glue", &format!("is missing: task '{name}' needs GLUE's directory (with CoLA/, SST-2/, …)"))
+}
+
+fn check_own(key: &str, own: &OwnTask) -> Checked {
+    let problem =
+        |field: &str, problem: &str| Err(invalid(format!("{key}.{field}"), format!("task '{}': {problem}", own.name)));
+    match (&own.dev, own.dev_fraction) {
+        (Some(_), Some(_)) => return problem("dev_fraction", "give dev or dev_fraction, not both"),
+        (None, None) => {
+            return problem("dev", "give a dev file, or dev_fraction to set rows of the training file aside");
+        }
+        (None, Some(f)) if !(f > 0.0 && f < 1.0) => return problem("dev_fraction", "must lie between 0 and 1"),
+        _ => {}
+    }
+    match own.kind {
+        TaskType::Classification => {
+            if own.range.is_some() {
+                return problem("range", "is for regression");
+            }
+            if own.labels.len() < 2 {
+                return problem("labels", "classification needs at least two label names");
+            }
+            if own.labels.iter().collect::<HashSet<_>>().len() != own.labels.len() {
+                return problem("labels", "a label is named twice");
+            }
+            let cuts = &own.thresholds;
+            if !cuts.is_empty() && (cuts.len() + 1 != own.labels.len() || !cuts.is_sorted_by(|a, b| a < b)) {
+                return problem("thresholds", "must ascend and be one fewer than the labels");
+            }
+        }
+        TaskType::Regression => {
+            if !own.labels.is_empty() || !own.thresholds.is_empty() {
+                return problem("labels", "labels and thresholds are for classification");
+            }
+            if !own.range.is_some_and(|[min, max]| min < max && min.is_finite() && max.is_finite()) {
+                return problem("range", "regression needs the smallest and the largest score: range: [0, 5]");
+            }
+        }
+    }
+    if own.metric().is_for_classes() != (own.kind == TaskType::Classification) {
+        return problem("metric", &format!("'{}' does not fit the type of the task", own.metric().name()));
+    }
+    Ok(())
+}
+
+fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Checked {
+    let at = |field: &str| format!("{key}.{field}");
+    require(settings.epochs > 0, &at("epochs"), "must be at least 1")?;
+    require(settings.batch_size > 0, &at("batch_size"), "must be at least 1")?;
+    require(settings.micro_batch_size != Some(0), &at("micro_batch_size"), "must be at least 1, or left out")?;
+    let n = recipe.cluster.processes;
+    if settings.batch_size < n {
+        let problem = format!(
+            "a batch of {} examples cannot be shared by {n} processes; use fewer processes (-n) or a larger batch",
+            settings.batch_size
+        );
+        return Err(invalid(at("batch_size"), problem));
+    }
+    let positive = |v: f64| v > 0.0 && v.is_finite();
+    require(positive(settings.learning_rate), &at("learning_rate"), "must be above 0")?;
+    require(positive(settings.clip_norm), &at("clip_norm"), "must be above 0")?;
+    require((0.0..1.0).contains(&settings.warmup), &at("warmup"), "is a share of the steps: at least 0 and below 1")?;
+    require((0.0..1.0).contains(&settings.weight_decay), &at("weight_decay"), "must be at least 0 and below 1")?;
+    let factor_is_sound = |f: f64| f > 0.0 && f <= 1.0;
+    match &settings.layerwise_decay {
+        LayerwiseDecay::All(f) => require(factor_is_sound(*f), &at("layerwise_decay"), "must be above 0 and at most 1"),
+        LayerwiseDecay::ByTask(factors) => {
+            let known: Vec<&str> = recipe.data.tasks.iter().map(TaskEntry::name).chain(["default"]).collect();
+            for (task, f) in factors {
+                let key = at(&format!("layerwise_decay.{task}"));
+                require(
+                    known.contains(&task.as_str()),
+                    &key,
+                    &format!("is no task of this recipe ({})", known.join(", ")),
+                )?;
+                require(factor_is_sound(*f), &key, "must be above 0 and at most 1")?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn check_distill(recipe: &Recipe) -> Checked {
+    match (recipe.distill.annealing, recipe.distill.constant) {
+        (Annealing::Linear, None) => Ok(()),
+        (Annealing::Linear, Some(_)) => {
+            Err(invalid("distill.lambda", "goes with 'annealing: constant'; with linear annealing λ rises from 0 to 1"))
+        }
+        (Annealing::Constant, Some(l)) if (0.0..=1.0).contains(&l) => Ok(()),
+        (Annealing::Constant, _) => {
+            Err(invalid("distill.lambda", "'annealing: constant' needs a lambda between 0 and 1"))
+        }
+    }
+}

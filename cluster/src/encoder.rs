@@ -1,0 +1,262 @@
+//! What can be known of a Hugging Face model directory without libtorch: its shape, that its vocabulary fits, and that
+//! its weights are not cut short. Enough to plan a run and to refuse a bad directory at once.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest;
+
+/// The part of `config.json` that decides the encoder's shape and arithmetic.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EncoderConfig {
+    /// Rows of the word embedding.
+    pub vocab_size: usize,
+    /// Width of a token's state.
+    pub hidden_size: usize,
+    /// Encoder layers.
+    pub num_hidden_layers: usize,
+    /// Attention heads of a layer.
+    pub num_attention_heads: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Longest input.
+    pub max_position_embeddings: usize,
+    /// Segment types, 2 in BERT.
+    #[serde(default = "two")]
+    pub type_vocab_size: usize,
+    /// Activation; only `gelu` (the exact one) is BERT.
+    #[serde(default = "gelu")]
+    pub hidden_act: String,
+    /// ε of LayerNorm.
+    #[serde(default = "bert_eps")]
+    pub layer_norm_eps: f64,
+    /// Dropout on hidden states.
+    #[serde(default = "bert_dropout")]
+    pub hidden_dropout_prob: f64,
+    /// Dropout on attention weights.
+    #[serde(default = "bert_dropout")]
+    pub attention_probs_dropout_prob: f64,
+}
+
+fn two() -> usize {
+    2
+}
+
+fn gelu() -> String {
+    "gelu".to_owned()
+}
+
+fn bert_eps() -> f64 {
+    1e-12
+}
+
+fn bert_dropout() -> f64 {
+    0.1
+}
+
+/// A model directory that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct EncoderError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong and what to do.
+    pub problem: String,
+}
+
+/// A model directory that was looked at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoder {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Its shape, cut to the layers that the recipe asks for.
+    pub config: EncoderConfig,
+}
+
+impl Encoder {
+    /// Looks at a directory. `layers`: use only so many.
+    ///
+    /// # Errors
+    /// A file is missing, is no BERT, is cut short, or does not fit the others.
+    pub fn inspect(directory: &Path, layers: Option<usize>, max_length: usize) -> Result<Encoder, EncoderError> {
+        let path = directory.join("config.json");
+        let refuse = |problem: String| EncoderError { path: path.clone(), problem };
+        let text = fs::read(&path).map_err(|e| {
+            refuse(format!("{e}\n  model.path must be a directory with config.json, model.safetensors and vocab.txt"))
+        })?;
+        let mut config: EncoderConfig =
+            serde_json::from_slice(&text).map_err(|e| refuse(format!("is not the config of a BERT encoder: {e}")))?;
+        if config.hidden_act != "gelu" {
+            return Err(refuse(format!("hidden_act is '{}'; BERT's is 'gelu'", config.hidden_act)));
+        }
+        if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
+            return Err(refuse("hidden_size is not a multiple of num_attention_heads".to_owned()));
+        }
+        if max_length > config.max_position_embeddings {
+            let longest = config.max_position_embeddings;
+            return Err(refuse(format!(
+                "model.max_length is {max_length}, but this encoder takes at most {longest} tokens"
+            )));
+        }
+        if let Some(layers) = layers {
+            if layers > config.num_hidden_layers {
+                let has = config.num_hidden_layers;
+                return Err(refuse(format!("model.layers is {layers}, but this encoder has only {has}")));
+            }
+            config.num_hidden_layers = layers;
+        }
+        let encoder = Encoder { directory: directory.to_owned(), config };
+        encoder.check_vocabulary()?;
+        check_safetensors(&encoder.weights())?;
+        Ok(encoder)
+    }
+
+    /// Its weights.
+    pub fn weights(&self) -> PathBuf {
+        self.directory.join("model.safetensors")
+    }
+
+    /// Its vocabulary, one token a line.
+    pub fn vocabulary(&self) -> PathBuf {
+        self.directory.join("vocab.txt")
+    }
+
+    /// The file that defines how text becomes tokens: `tokenizer.json` where there is one, else the vocabulary.
+    pub fn tokenizer(&self) -> PathBuf {
+        let whole = self.directory.join("tokenizer.json");
+        if whole.exists() { whole } else { self.vocabulary() }
+    }
+
+    /// Hash of what tokenising depends on.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn vocabulary_sha256(&self) -> Result<String, EncoderError> {
+        Ok(digest::of_bytes(format!("{} {}", sum(&self.vocabulary())?, sum(&self.tokenizer())?)))
+    }
+
+    /// Hash of what training starts from.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn weights_sha256(&self) -> Result<String, EncoderError> {
+        Ok(digest::of_bytes(format!("{} {}", sum(&self.directory.join("config.json"))?, sum(&self.weights())?)))
+    }
+
+    fn check_vocabulary(&self) -> Result<(), EncoderError> {
+        let path = self.vocabulary();
+        let refuse = |problem: String| EncoderError { path: path.clone(), problem };
+        let text = fs::read_to_string(&path).map_err(|e| refuse(e.to_string()))?;
+        let tokens = text.lines().count();
+        let rows = self.config.vocab_size;
+        // Some encoders round their embedding up to a multiple of a power of two.
+        let rounded_up = [8, 64, 128].iter().any(|&k| rows == tokens.next_multiple_of(k));
+        if tokens != rows && !rounded_up {
+            return Err(refuse(format!(
+                "the vocabulary has {tokens} tokens, but the encoder beside it has embeddings for {rows}\n  \
+                 take config.json, model.safetensors and vocab.txt from the same model"
+            )));
+        }
+        for special in ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] {
+            if !text.lines().any(|l| l == special) {
+                return Err(refuse(format!("the vocabulary has no {special}: it is not BERT's")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl EncoderConfig {
+    /// Parameters of the encoder and pooler.
+    pub fn parameters(&self) -> usize {
+        let (h, f) = (self.hidden_size, self.intermediate_size);
+        let embeddings = (self.vocab_size + self.max_position_embeddings + self.type_vocab_size + 2) * h;
+        let layer = 4 * (h * h + h) + 2 * h * f + f + h + 4 * h;
+        embeddings + self.num_hidden_layers * layer + h * h + h
+    }
+}
+
+fn sum(path: &Path) -> Result<String, EncoderError> {
+    digest::of_file(path).map_err(|e| EncoderError { path: path.to_owned(), problem: e.to_string() })
+}
+
+/// Compares a safetensors file's length with what its header promises.
+fn check_safetensors(path: &Path) -> Result<(), EncoderError> {
+    let refuse = |problem: String| EncoderError { path: path.to_owned(), problem };
+    let cut = || refuse("the file is cut short or damaged\n  fetch or copy it again".to_owned());
+    let mut file = File::open(path).map_err(|e| refuse(e.to_string()))?;
+    let length = file.metadata().map_err(|e| refuse(e.to_string()))?.len();
+    let mut size = [0u8; 8];
+    file.read_exact(&mut size).map_err(|_| cut())?;
+    let header_length = u64::from_le_bytes(size);
+    if header_length > length.saturating_sub(8) {
+        return Err(cut());
+    }
+    let mut header = vec![0u8; header_length as usize];
+    file.read_exact(&mut header).map_err(|_| cut())?;
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&header).map_err(|_| cut())?;
+    let end = |tensor: &serde_json::Value| tensor.get("data_offsets")?.get(1)?.as_u64();
+    let data = header.values().filter_map(end).max().unwrap_or(0);
+    if length == 8 + header_length + data { Ok(()) } else { Err(cut()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> EncoderConfig {
+        EncoderConfig {
+            vocab_size: 30_522,
+            hidden_size: 1024,
+            num_hidden_layers: 24,
+            num_attention_heads: 16,
+            intermediate_size: 4096,
+            max_position_embeddings: 512,
+            type_vocab_size: 2,
+            hidden_act: "gelu".into(),
+            layer_norm_eps: 1e-12,
+            hidden_dropout_prob: 0.1,
+            attention_probs_dropout_prob: 0.1,
+        }
+    }
+
+    #[test]
+    fn bert_large_has_its_published_number_of_parameters() {
+        assert_eq!(config().parameters(), 335_141_888);
+    }
+
+    /// A directory with a vocabulary of eight tokens and one tensor of two floats.
+    fn directory(change: impl Fn(&Path)) -> Result<Encoder, EncoderError> {
+        let dir = tempfile::tempdir().unwrap();
+        let small = EncoderConfig { vocab_size: 8, max_position_embeddings: 40, ..config() };
+        fs::write(dir.path().join("config.json"), serde_json::to_vec(&small).unwrap()).unwrap();
+        fs::write(dir.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\nc\nd\n").unwrap();
+        let header = br#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+        let weights = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 8]].concat();
+        fs::write(dir.path().join("model.safetensors"), weights).unwrap();
+        change(dir.path());
+        Encoder::inspect(dir.path(), None, 32)
+    }
+
+    #[test]
+    fn each_fault_of_a_model_directory_is_named() {
+        directory(|_| {}).unwrap();
+        let faults: [(&dyn Fn(&Path), &str); 5] = [
+            (&|d| fs::remove_file(d.join("config.json")).unwrap(), "model.path must be a directory"),
+            (&|d| fs::write(d.join("config.json"), "{}").unwrap(), "is not the config of a BERT encoder"),
+            (&|d| fs::write(d.join("vocab.txt"), "[PAD]\n".repeat(9)).unwrap(), "the vocabulary has 9 tokens"),
+            (&|d| fs::write(d.join("vocab.txt"), "a\nb\nc\nd\ne\nf\ng\nh\n").unwrap(), "has no [PAD]"),
+            (
+                &|d| File::options().write(true).open(d.join("model.safetensors")).unwrap().set_len(66).unwrap(),
+                "cut short",
+            ),
+        ];
+        for (fault, expected) in faults {
+            let message = directory(fault).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Pure functions from a recipe and the sizes of its data to the whole run: stages, steps, rates, λ, and the examples
+//! of every step. Launcher and workers derive the same plan and compare its hash.
+
+mod random;
+mod receipt;
+mod sampling;
+mod schedule;
+mod slice;
+mod stages;
+
+pub use random::shuffled;
+pub use receipt::Receipt;
+pub use sampling::{Draw, Sampler};
+pub use schedule::{Schedule, layer_multiplier};
+pub use slice::slice_by_cost;
+pub use stages::{LogitsStage, Plan, Stage, StageWork, TaskSize, Teacher, TrainStage};

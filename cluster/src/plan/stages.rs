@@ -1,0 +1,211 @@
+//! The stages of a run, in order, each with everything that decides its outcome.
+
+use serde::{Deserialize, Serialize};
+
+use super::schedule::Schedule;
+use crate::config::{Annealing, Mode, Recipe, TrainSettings};
+use crate::digest;
+
+/// How many examples a task has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskSize {
+    /// The task's name.
+    pub task: String,
+    /// Training examples.
+    pub train: usize,
+    /// Dev examples.
+    pub dev: usize,
+}
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Hash of the recipe's part that decides what is learnt.
+    pub recipe: String,
+    /// Tasks and their sizes, in the recipe's order.
+    pub tasks: Vec<TaskSize>,
+    /// In order of execution.
+    pub stages: Vec<Stage>,
+}
+
+/// One stage: its name and what it does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// Unique; names `stages/NAME` in the run directory.
+    pub name: String,
+    /// What is done.
+    pub work: StageWork,
+}
+
+/// What a stage does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StageWork {
+    /// Tokenise every task once.
+    Prepare,
+    /// Train one model and judge it on dev.
+    Train(TrainStage),
+    /// Run teachers over their training data.
+    Logits(LogitsStage),
+}
+
+/// One model's training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainStage {
+    /// The tasks learnt, in order; their indices are those of draws and receipts.
+    pub tasks: Vec<String>,
+    /// Each task's training examples.
+    pub sizes: Vec<usize>,
+    /// Rates, batch, clipping.
+    pub settings: TrainSettings,
+    /// Factor between the rates of neighbouring layers.
+    pub layerwise_decay: f64,
+    /// Optimizer steps of one epoch: ⌈Σ examples / batch⌉.
+    pub steps_per_epoch: u64,
+    /// λ and learning rate.
+    pub schedule: Schedule,
+    /// p(τ) ∝ |D_τ|^exponent.
+    pub sampling_exponent: f64,
+    /// Seed of data order, head initialisation and dropout in this stage.
+    pub seed: u64,
+    /// Who teaches each task; empty: gold labels alone.
+    pub teachers: Vec<Teacher>,
+}
+
+/// A task and the stage whose model teaches it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Teacher {
+    /// The task taught.
+    pub task: String,
+    /// The stage that trained the teacher.
+    pub stage: String,
+}
+
+/// Teachers to run over the training data of the tasks they teach.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LogitsStage {
+    /// Every teacher.
+    pub teachers: Vec<Teacher>,
+}
+
+impl Plan {
+    /// Derives the run from a recipe and the sizes of its tasks (in the recipe's order).
+    pub fn derive(recipe: &Recipe, tasks: &[TaskSize]) -> Plan {
+        let mut stages = vec![Stage { name: "prepare".into(), work: StageWork::Prepare }];
+        let teachers: Vec<Teacher> =
+            tasks.iter().map(|t| Teacher { task: t.task.clone(), stage: single_stage(recipe.mode, &t.task) }).collect();
+        if recipe.mode != Mode::Multi {
+            for (size, teacher) in tasks.iter().zip(&teachers) {
+                let settings = &recipe.train.teachers;
+                let train = train_stage(recipe, &teacher.stage, std::slice::from_ref(size), settings, vec![]);
+                stages.push(Stage { name: teacher.stage.clone(), work: StageWork::Train(train) });
+            }
+        }
+        if recipe.mode == Mode::SingleToMulti {
+            let work = StageWork::Logits(LogitsStage { teachers: teachers.clone() });
+            stages.push(Stage { name: "logits".into(), work });
+        }
+        if recipe.mode != Mode::Single {
+            let (name, teachers) = if recipe.mode == Mode::Multi { ("multi", vec![]) } else { ("student", teachers) };
+            let train = train_stage(recipe, name, tasks, &recipe.train.student, teachers);
+            stages.push(Stage { name: name.into(), work: StageWork::Train(train) });
+        }
+        Plan { recipe: recipe.identity(), tasks: tasks.to_vec(), stages }
+    }
+
+    /// The stage of that name.
+    pub fn stage(&self, name: &str) -> Option<&Stage> {
+        self.stages.iter().find(|s| s.name == name)
+    }
+
+    /// What launcher and ranks compare before the first step.
+    pub fn hash(&self) -> String {
+        digest::of_json(self)
+    }
+}
+
+impl TrainStage {
+    /// Epoch that a step belongs to, from 0.
+    pub fn epoch_of(&self, step: u64) -> u64 {
+        step / self.steps_per_epoch
+    }
+
+    /// How often each task is drawn on average.
+    pub fn probabilities(&self) -> Vec<f64> {
+        super::sampling::probabilities(&self.sizes, self.sampling_exponent)
+    }
+}
+
+fn single_stage(mode: Mode, task: &str) -> String {
+    if mode == Mode::Single { format!("single-{task}") } else { format!("teacher-{task}") }
+}
+
+fn train_stage(
+    recipe: &Recipe,
+    name: &str,
+    sizes: &[TaskSize],
+    settings: &TrainSettings,
+    teachers: Vec<Teacher>,
+) -> TrainStage {
+    let examples: usize = sizes.iter().map(|s| s.train).sum();
+    let steps_per_epoch = examples.div_ceil(settings.batch_size) as u64;
+    let total_steps = steps_per_epoch * settings.epochs;
+    let tasks: Vec<String> = sizes.iter().map(|s| s.task.clone()).collect();
+    let constant_lambda = match (teachers.is_empty(), recipe.distill.annealing) {
+        (true, _) => Some(1.0),
+        (false, Annealing::Constant) => recipe.distill.constant,
+        (false, Annealing::Linear) => None,
+    };
+    TrainStage {
+        layerwise_decay: settings.layerwise_decay.of(&tasks),
+        tasks,
+        sizes: sizes.iter().map(|s| s.train).collect(),
+        steps_per_epoch,
+        schedule: Schedule {
+            total_steps,
+            warmup_steps: (settings.warmup * total_steps as f64).floor() as u64,
+            base_rate: settings.learning_rate,
+            constant_lambda,
+        },
+        settings: settings.clone(),
+        sampling_exponent: recipe.sampling.exponent,
+        seed: digest::seed_u64(&["stage", &recipe.seed.to_string(), name]),
+        teachers,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(mode: &str) -> Plan {
+        let text = format!("name: x\nmode: {mode}\nmodel: {{ path: m }}\ndata: {{ glue: g, tasks: [cola, rte] }}\n");
+        let recipe: Recipe = serde_norway::from_str(&text).unwrap();
+        let size = |task: &str, train| TaskSize { task: task.into(), train, dev: 10 };
+        Plan::derive(&recipe, &[size("cola", 8551), size("rte", 2490)])
+    }
+
+    fn names(plan: &Plan) -> Vec<&str> {
+        plan.stages.iter().map(|s| s.name.as_str()).collect()
+    }
+
+    #[test]
+    fn each_mode_has_its_stages() {
+        assert_eq!(names(&plan("single")), ["prepare", "single-cola", "single-rte"]);
+        assert_eq!(names(&plan("multi")), ["prepare", "multi"]);
+        assert_eq!(names(&plan("single-to-multi")), ["prepare", "teacher-cola", "teacher-rte", "logits", "student"]);
+    }
+
+    #[test]
+    fn steps_and_schedule_follow_from_sizes() {
+        let plan = plan("single-to-multi");
+        let StageWork::Train(student) = &plan.stage("student").unwrap().work else { panic!() };
+        assert_eq!(student.steps_per_epoch, (8551 + 2490_u64).div_ceil(128));
+        assert_eq!(student.schedule.total_steps, 87 * 6);
+        assert_eq!(student.schedule.warmup_steps, 52);
+        assert_eq!(student.schedule.constant_lambda, None);
+        let StageWork::Train(teacher) = &plan.stage("teacher-rte").unwrap().work else { panic!() };
+        assert_eq!(teacher.schedule.constant_lambda, Some(1.0));
+        assert_ne!(teacher.seed, student.seed);
+    }
+}

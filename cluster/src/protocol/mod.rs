@@ -1,0 +1,245 @@
+//! Everything that launcher and workers say to one another: JSON, one message a line, over TCP. Whole, in one place.
+//!
+//! Each rank connects and says [`FromRank::Hello`] with the secret. Rank 0 gets [`ToRank`] orders and answers with
+//! events; every rank sends heartbeats from a thread of its own.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, Write};
+use std::net::SocketAddr;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// How ranks find the launcher. Written with mode 0600, so that the secret is on no command line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ControlFile {
+    /// Where the launcher listens.
+    pub address: SocketAddr,
+    /// What a rank has to say first.
+    pub secret: String,
+    /// Which start of this run it is.
+    pub incarnation: u64,
+}
+
+/// From a rank to the launcher.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromRank {
+    /// The first message of every rank.
+    Hello(Hello),
+    /// What the rank is doing; every rank, every second.
+    Heartbeat(Heartbeat),
+    /// Rank 0: everything is loaded, the next order may start at this step.
+    Ready {
+        /// Optimizer steps that a checkpoint has already.
+        next_step: u64,
+    },
+    /// Rank 0: an optimizer step is done.
+    Step(StepReport),
+    /// Rank 0: how far a stage without steps has come.
+    Progress {
+        /// Examples done.
+        done: u64,
+        /// Examples in all.
+        total: u64,
+    },
+    /// Rank 0: a checkpoint is on disk.
+    Checkpoint {
+        /// Optimizer steps in it.
+        step: u64,
+        /// Receipt of the data order up to it.
+        receipt: String,
+    },
+    /// Something that a person should read; the stage goes on.
+    Warning {
+        /// A sentence.
+        message: String,
+    },
+    /// Something worth a line; the stage goes on.
+    Note {
+        /// A sentence.
+        message: String,
+    },
+    /// The rank cannot go on.
+    Failed(Failure),
+    /// Rank 0: the stage is over.
+    Done(Outcome),
+}
+
+/// Who a rank is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// From the control file.
+    pub secret: String,
+    /// From the control file.
+    pub incarnation: u64,
+    /// As MPI numbers it.
+    pub rank: usize,
+    /// As MPI counts them.
+    pub world_size: usize,
+    /// Host name.
+    pub host: String,
+    /// Process id on that host.
+    pub pid: u32,
+}
+
+/// What a rank is doing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// What part of its work.
+    pub phase: String,
+    /// The optimizer step, in training.
+    pub step: Option<u64>,
+    /// The collective it is in, and for how many seconds.
+    pub collective: Option<(String, f64)>,
+    /// How many collectives it has entered.
+    pub sequence: u64,
+}
+
+/// One optimizer step, as all ranks together did it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// 0 … total−1.
+    pub step: u64,
+    /// Loss of the global batch.
+    pub loss: f64,
+    /// Mean loss of each task's examples in this batch; tasks without any are left out.
+    pub task_losses: BTreeMap<String, f64>,
+    /// Weight of the gold labels.
+    pub lambda: f64,
+    /// Learning rate before layer-wise factors.
+    pub learning_rate: f64,
+    /// Global gradient norm before clipping.
+    pub gradient_norm: f64,
+    /// Examples in the batch.
+    pub examples: usize,
+    /// Tokens of the batch, padding not counted.
+    pub tokens: u64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// Why a rank cannot go on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The exit code that the launcher should end with.
+    pub exit_code: u8,
+    /// What, where and what to do.
+    pub message: String,
+}
+
+/// How a stage ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// Complete.
+    Finished {
+        /// Names of what it made, with SHA-256.
+        outputs: BTreeMap<String, String>,
+    },
+    /// Stopped at a checkpoint because that was asked for.
+    Stopped {
+        /// Optimizer steps in the checkpoint.
+        step: u64,
+    },
+}
+
+/// From the launcher to rank 0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToRank {
+    /// The answer to rank 0's hello.
+    Begin(Begin),
+    /// Train some steps.
+    Train(TrainOrder),
+    /// No more orders: publish what was made, evaluate it, end.
+    Finish,
+    /// Stop at the next step, with a checkpoint.
+    Stop,
+}
+
+/// What a stage is made from; ranks check it before the first step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Begin {
+    /// Hash of the plan as the launcher derived it.
+    pub plan: String,
+    /// Names of the stage's inputs, with SHA-256.
+    pub inputs: BTreeMap<String, String>,
+}
+
+/// Steps of one epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainOrder {
+    /// From 0.
+    pub epoch: u64,
+    /// First step.
+    pub first_step: u64,
+    /// One past the last step.
+    pub end_step: u64,
+    /// λ at the first step.
+    pub lambda_first: f64,
+    /// λ at the last step.
+    pub lambda_last: f64,
+    /// Numbers of completed steps at which a checkpoint is committed.
+    pub commit_at: Vec<u64>,
+}
+
+/// Writes one message.
+///
+/// # Errors
+/// The connection is gone.
+pub fn send<T: Serialize>(writer: &mut impl Write, message: &T) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    writer.write_all(&line)?;
+    writer.flush()
+}
+
+/// No message of ours comes near this; whoever sends more is a stranger.
+const LONGEST_LINE: u64 = 1 << 22;
+
+/// Reads one message; `None` at the end of the connection.
+///
+/// # Errors
+/// The connection broke, or what came is no message.
+pub fn receive<T: DeserializeOwned>(reader: &mut impl BufRead) -> io::Result<Option<T>> {
+    let mut line = Vec::new();
+    let mut limited = io::Read::take(&mut *reader, LONGEST_LINE);
+    if limited.read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_the_wire() {
+        let messages = [
+            FromRank::Heartbeat(Heartbeat {
+                phase: "train".into(),
+                step: Some(7),
+                collective: Some(("gradients".into(), 0.5)),
+                sequence: 9,
+            }),
+            FromRank::Done(Outcome::Finished { outputs: BTreeMap::from([("model".into(), "ab".into())]) }),
+            FromRank::Done(Outcome::Stopped { step: 3 }),
+        ];
+        let mut wire = Vec::new();
+        for m in &messages {
+            send(&mut wire, m).unwrap();
+        }
+        let mut reader = wire.as_slice();
+        for m in &messages {
+            assert_eq!(receive::<FromRank>(&mut reader).unwrap().as_ref(), Some(m));
+        }
+        assert_eq!(receive::<FromRank>(&mut reader).unwrap(), None);
+    }
+
+    #[test]
+    fn a_stranger_is_an_error_and_no_panic() {
+        assert!(receive::<FromRank>(&mut b"GET / HTTP/1.1\r\n".as_slice()).is_err());
+    }
+}

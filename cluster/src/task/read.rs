@@ -1,0 +1,313 @@
+//! Reads a tab-separated file into examples, refusing what the recipe does not describe. Split on tabs only.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Column, Kind, Layout, Malformed, Task};
+use crate::digest;
+
+/// One labelled text, or pair of texts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// Row number in the file, 0 for the first data row; rows that are skipped keep their number.
+    pub id: u64,
+    /// The (first) text.
+    pub text: String,
+    /// The second text of a pair.
+    pub text_b: Option<String>,
+    /// Class index; for regression the score on the task's own scale.
+    pub label: f32,
+}
+
+/// A file's examples and what is known of the file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    /// In the order of the file.
+    pub examples: Vec<Example>,
+    /// Rows left out because they lack a column.
+    pub skipped: u64,
+    /// SHA-256 of the file.
+    pub sha256: String,
+}
+
+/// A file that cannot be used. Every message says what, where and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The file is not there or cannot be read.
+    #[error(
+        "{path}: {source}\n  task '{task}' needs this file: correct its path in the recipe (GLUE's directory is data.glue)"
+    )]
+    Unreadable {
+        /// The task.
+        task: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no data row in it.
+    #[error(
+        "{path}: the file holds no examples, task '{task}' needs at least {needed}\n  fetch or export the file again"
+    )]
+    Empty {
+        /// The task.
+        task: String,
+        /// The file.
+        path: PathBuf,
+        /// How many are needed.
+        needed: usize,
+    },
+    /// The header has no column of that name.
+    #[error(
+        "{path}: no column named '{column}' in the header: {header}\n  correct the columns of task '{task}' in the recipe"
+    )]
+    NoColumn {
+        /// The task.
+        task: String,
+        /// The file.
+        path: PathBuf,
+        /// The name that was looked for.
+        column: String,
+        /// The names that are there.
+        header: String,
+    },
+    /// One line is not as it should be.
+    #[error("{path}, line {line}: {problem}\n  {remedy}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// 1-based.
+        line: usize,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+}
+
+/// Columns as positions in a row.
+struct Positions {
+    text: Position,
+    text_b: Option<Position>,
+    label: Position,
+}
+
+#[derive(Clone, Copy)]
+enum Position {
+    FromStart(usize),
+    /// 1 is the last.
+    FromEnd(usize),
+}
+
+impl Position {
+    fn of<'a>(self, fields: &[&'a str]) -> Option<&'a str> {
+        match self {
+            Position::FromStart(i) => fields.get(i).copied(),
+            Position::FromEnd(i) => fields.len().checked_sub(i).and_then(|i| fields.get(i).copied()),
+        }
+    }
+}
+
+/// Reads all examples of one file of `task`.
+///
+/// # Errors
+/// A missing or empty file, a missing column, an unknown label, a score out of range, text that is not UTF-8.
+pub fn read_table(task: &Task, path: &Path) -> Result<Table, DataError> {
+    let unreadable = |source| DataError::Unreadable { task: task.name.clone(), path: path.to_owned(), source };
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    let sha256 = digest::of_bytes(&bytes);
+    let text = std::str::from_utf8(&bytes).map_err(|e| DataError::Line {
+        path: path.to_owned(),
+        line: bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1,
+        problem: "the text is not UTF-8".to_owned(),
+        remedy: "convert the file to UTF-8".to_owned(),
+    })?;
+    let layout = &task.source.layout;
+    let mut lines = text
+        .strip_prefix('\u{feff}')
+        .unwrap_or(text)
+        .split('\n')
+        .map(|l| l.strip_suffix('\r').unwrap_or(l))
+        .enumerate();
+    let header = if layout.header { lines.next().map(|(_, l)| l) } else { None };
+    let positions = positions(task, layout, path, header)?;
+    let mut table = Table { examples: Vec::new(), skipped: 0, sha256 };
+    let mut id = 0;
+    for (number, line) in lines {
+        if line.is_empty() {
+            continue;
+        }
+        match example(task, &positions, id, line).map_err(|fault| fault.at(task, path, number + 1))? {
+            Some(example) => table.examples.push(example),
+            None => table.skipped += 1,
+        }
+        id += 1;
+    }
+    if table.examples.is_empty() {
+        return Err(DataError::Empty { task: task.name.clone(), path: path.to_owned(), needed: 1 });
+    }
+    Ok(table)
+}
+
+fn positions(task: &Task, layout: &Layout, path: &Path, header: Option<&str>) -> Result<Positions, DataError> {
+    let names: Vec<&str> = header.unwrap_or("").split('\t').collect();
+    let position = |column: &Column| match column {
+        Column::Index(i) if *i >= 0 => Ok(Position::FromStart(*i as usize)),
+        Column::Index(i) => Ok(Position::FromEnd(i.unsigned_abs() as usize)),
+        Column::Name(name) => {
+            names.iter().position(|n| n == name).map(Position::FromStart).ok_or_else(|| DataError::NoColumn {
+                task: task.name.clone(),
+                path: path.to_owned(),
+                column: name.clone(),
+                header: names.join(", "),
+            })
+        }
+    };
+    Ok(Positions {
+        text: position(&layout.text)?,
+        text_b: layout.text_b.as_ref().map(position).transpose()?,
+        label: position(&layout.label)?,
+    })
+}
+
+/// What is wrong with one row, before it is known where it stands.
+enum Fault {
+    Columns { found: usize },
+    Label(String),
+    NotANumber(String),
+    OutOfRange { value: f64, min: f64, max: f64 },
+}
+
+impl Fault {
+    fn at(self, task: &Task, path: &Path, line: usize) -> DataError {
+        let name = &task.name;
+        let (problem, remedy) = match self {
+            Fault::Columns { found } => (
+                format!("a column that task '{name}' needs is missing (the row has {found})"),
+                "correct the columns in the recipe, or the row; fields are separated by tabs".to_owned(),
+            ),
+            Fault::Label(label) => (
+                format!("unknown label '{label}' for task '{name}'"),
+                match &task.kind {
+                    Kind::Classification { labels, .. } => format!("known labels: {}", labels.join(", ")),
+                    Kind::Regression { .. } => "a number is expected".to_owned(),
+                },
+            ),
+            Fault::NotANumber(text) => (
+                format!("'{text}' is not a number, as the label of task '{name}' has to be"),
+                "correct the row, or the label column in the recipe".to_owned(),
+            ),
+            Fault::OutOfRange { value, min, max } => (
+                format!("score {value} of task '{name}' is outside its range {min} to {max}"),
+                "correct the row, or the range in the recipe".to_owned(),
+            ),
+        };
+        DataError::Line { path: path.to_owned(), line, problem, remedy }
+    }
+}
+
+/// One row as an example; `None` if it lacks columns and such rows are skipped.
+fn example(task: &Task, positions: &Positions, id: u64, line: &str) -> Result<Option<Example>, Fault> {
+    let fields: Vec<&str> = line.split('\t').collect();
+    let text_b = positions.text_b.map(|p| p.of(&fields));
+    let (Some(text), Some(label), true) =
+        (positions.text.of(&fields), positions.label.of(&fields), text_b != Some(None))
+    else {
+        return match task.source.layout.malformed {
+            Malformed::Skip => Ok(None),
+            Malformed::Refuse => Err(Fault::Columns { found: fields.len() }),
+        };
+    };
+    let label = parse_label(&task.kind, label.trim())?;
+    Ok(Some(Example { id, text: text.to_owned(), text_b: text_b.flatten().map(str::to_owned), label }))
+}
+
+fn parse_label(kind: &Kind, text: &str) -> Result<f32, Fault> {
+    let number = || match text.parse::<f64>() {
+        Ok(value) if value.is_finite() => Ok(value),
+        _ => Err(Fault::NotANumber(text.to_owned())),
+    };
+    match kind {
+        Kind::Classification { labels, thresholds } if thresholds.is_empty() => {
+            labels.iter().position(|l| l == text).map(|i| i as f32).ok_or_else(|| Fault::Label(text.to_owned()))
+        }
+        Kind::Classification { thresholds, .. } => {
+            let value = number()?;
+            Ok(thresholds.iter().filter(|t| value >= **t).count() as f32)
+        }
+        Kind::Regression { min, max } => {
+            let value = number()?;
+            if value < *min || value > *max {
+                return Err(Fault::OutOfRange { value, min: *min, max: *max });
+            }
+            Ok(value as f32)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Dev, Metric, Source};
+    use super::*;
+
+    fn task(kind: Kind, layout: Layout) -> Task {
+        let source = Source { train: "t.tsv".into(), dev: Dev::Fraction(0.5), layout };
+        Task { name: "t".into(), kind, metrics: vec![Metric::Accuracy], source }
+    }
+
+    fn layout(header: bool, text: Column, text_b: Option<Column>, label: Column) -> Layout {
+        Layout { header, text, text_b, label, malformed: Malformed::Refuse }
+    }
+
+    fn yes_no() -> Kind {
+        Kind::Classification { labels: vec!["no".into(), "yes".into()], thresholds: vec![] }
+    }
+
+    fn read(task: &Task, content: &str) -> Result<Table, DataError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), content).unwrap();
+        read_table(task, file.path())
+    }
+
+    #[test]
+    fn quotes_byte_order_mark_crlf_and_missing_last_newline_are_harmless() {
+        let t = task(yes_no(), layout(true, Column::Name("s".into()), None, Column::Index(-1)));
+        let table = read(&t, "\u{feff}s\tl\r\n\"a \tyes\r\nb\tno").unwrap();
+        let texts: Vec<_> = table.examples.iter().map(|e| (e.id, e.text.as_str(), e.label)).collect();
+        assert_eq!(texts, [(0, "\"a ", 1.0), (1, "b", 0.0)]);
+    }
+
+    #[test]
+    fn a_skipped_row_keeps_its_number() {
+        let mut t = task(yes_no(), layout(false, Column::Index(0), Some(Column::Index(1)), Column::Index(2)));
+        t.source.layout.malformed = Malformed::Skip;
+        let table = read(&t, "a\tb\tno\nbroken\nc\td\tyes\n").unwrap();
+        assert_eq!(table.skipped, 1);
+        assert_eq!(table.examples.iter().map(|e| e.id).collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
+    fn thresholds_cut_a_number_into_classes() {
+        let kind =
+            Kind::Classification { labels: vec!["-".into(), "0".into(), "+".into()], thresholds: vec![-1.0, 1.0] };
+        let t = task(kind, layout(false, Column::Index(0), None, Column::Index(1)));
+        let table = read(&t, "a\t-2\nb\t0\nc\t1\n").unwrap();
+        assert_eq!(table.examples.iter().map(|e| e.label).collect::<Vec<_>>(), [0.0, 1.0, 2.0]);
+    }
+
+    #[test]
+    fn each_fault_names_its_line() {
+        let t = task(yes_no(), layout(false, Column::Index(0), None, Column::Index(1)));
+        for (content, expected) in
+            [("a\tyes\nb\tmaybe\n", "line 2: unknown label 'maybe'"), ("a\n", "line 1: a column")]
+        {
+            let message = read(&t, content).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+        assert!(matches!(read(&t, "").unwrap_err(), DataError::Empty { .. }));
+        let score =
+            task(Kind::Regression { min: 0.0, max: 5.0 }, layout(false, Column::Index(0), None, Column::Index(1)));
+        assert!(read(&score, "a\t5.1\n").unwrap_err().to_string().contains("outside its range 0 to 5"));
+        assert!(read(&score, "a\tnan\n").unwrap_err().to_string().contains("not a number"));
+    }
+}

@@ -1,0 +1,86 @@
+//! A task's train and dev examples: files as given, or a seeded share of one file; optionally cut down.
+
+use std::path::Path;
+
+use super::{DataError, Dev, Example, Table, Task, read_table};
+use crate::digest;
+use crate::plan::shuffled;
+
+/// A task's examples, ready to be tokenised.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Examples {
+    /// To train on, by ascending id.
+    pub train: Vec<Example>,
+    /// To judge on, by ascending id.
+    pub dev: Vec<Example>,
+    /// Rows left out of the train and dev files because they lack a column.
+    pub skipped: [u64; 2],
+    /// SHA-256 of the files (or file) that these came from.
+    pub source_sha256: String,
+}
+
+/// Reads both splits of a task. At most `max_train` and `max_dev` examples are kept, a seeded sample of the rest.
+///
+/// # Errors
+/// Whatever [`read_table`] refuses, and a split that is left without an example.
+pub fn read_examples(
+    task: &Task,
+    seed: u64,
+    max_train: Option<usize>,
+    max_dev: Option<usize>,
+) -> Result<Examples, DataError> {
+    let train_path = &task.source.train;
+    let train_table = read_table(task, train_path)?;
+    let (mut train, mut dev, skipped, source_sha256) = match &task.source.dev {
+        Dev::File(dev_path) => {
+            let dev_table = read_table(task, dev_path)?;
+            let both = digest::of_bytes(format!("{} {}", train_table.sha256, dev_table.sha256));
+            (train_table.examples, dev_table.examples, [train_table.skipped, dev_table.skipped], both)
+        }
+        Dev::Fraction(fraction) => {
+            let Table { examples, skipped, sha256 } = train_table;
+            let n_dev = (examples.len() as f64 * fraction).round() as usize;
+            let (dev, train) = sample(examples, n_dev, &["split", &seed.to_string(), &task.name]);
+            (train, dev, [skipped, 0], sha256)
+        }
+    };
+    for (examples, limit, split) in [(&mut train, max_train, "train"), (&mut dev, max_dev, "dev")] {
+        if let Some(limit) = limit {
+            *examples = sample(std::mem::take(examples), limit, &["limit", &seed.to_string(), &task.name, split]).0;
+        }
+        if examples.is_empty() {
+            return Err(DataError::Empty {
+                task: task.name.clone(),
+                path: Path::new(train_path).to_owned(),
+                needed: 2,
+            });
+        }
+    }
+    Ok(Examples { train, dev, skipped, source_sha256 })
+}
+
+/// A seeded sample of `n` examples and the rest, both in their former order.
+fn sample(examples: Vec<Example>, n: usize, seed: &[&str]) -> (Vec<Example>, Vec<Example>) {
+    let mut chosen = vec![false; examples.len()];
+    for i in shuffled(examples.len(), seed).into_iter().take(n) {
+        chosen[i as usize] = true;
+    }
+    let mut flags = chosen.into_iter();
+    examples.into_iter().partition(|_| flags.next().unwrap_or(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_and_its_rest_are_the_whole() {
+        let example = |id| Example { id, text: String::new(), text_b: None, label: 0.0 };
+        let (a, b) = sample((0..10).map(example).collect(), 3, &["x"]);
+        assert_eq!((a.len(), b.len()), (3, 7));
+        let mut ids: Vec<_> = a.iter().chain(&b).map(|e| e.id).collect();
+        assert!(a.is_sorted_by_key(|e| e.id) && b.is_sorted_by_key(|e| e.id));
+        ids.sort_unstable();
+        assert_eq!(ids, (0..10).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,193 @@
+//! The contract of teacher logits: who wrote them, from what, and that they are complete before anybody learns from
+//! them (invariant 6). The numbers themselves are in HDF5 shards, which the worker reads and writes.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::short;
+use crate::files;
+
+/// Version of the shards' layout; also an attribute of every shard.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// What a set of shards was made from. Written into the manifest and, as attributes, into every shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The task.
+    pub task: String,
+    /// Names of the columns of `logits`, in order.
+    pub label_names: Vec<String>,
+    /// SHA-256 of the teacher's weights.
+    pub teacher_sha256: String,
+    /// SHA-256 of the tokenised training data.
+    pub data_sha256: String,
+    /// SHA-256 of the vocabulary.
+    pub vocab_sha256: String,
+}
+
+/// `logits/TEACHER/TASK/manifest.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogitsManifest {
+    /// [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// Where the logits come from.
+    #[serde(flatten)]
+    pub provenance: Provenance,
+    /// Examples over all shards.
+    pub examples: usize,
+    /// In the order of ranks.
+    pub shards: Vec<Shard>,
+}
+
+/// One shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// File name beside the manifest.
+    pub file: String,
+    /// Examples in it.
+    pub rows: usize,
+    /// SHA-256 of the file.
+    pub sha256: String,
+}
+
+/// Logits that must not be learnt from.
+#[derive(Debug, thiserror::Error)]
+pub enum LogitsError {
+    /// There are none.
+    #[error("{path}: there are no complete teacher logits here\n  run the recipe again: the logits stage makes them")]
+    Missing {
+        /// The manifest that was looked for.
+        path: PathBuf,
+    },
+    /// They were made from something else.
+    #[error(
+        "{path}: the logits of task '{task}' were made from another {what} ({was} instead of {now})\n  remove the directory and run the recipe again"
+    )]
+    Foreign {
+        /// Where.
+        path: PathBuf,
+        /// The task.
+        task: String,
+        /// What differs.
+        what: &'static str,
+        /// What they were made from.
+        was: String,
+        /// What is there now.
+        now: String,
+    },
+    /// They are not what they should be.
+    #[error(
+        "{path}: {problem}\n  remove the directory of these logits and run the recipe again: the logits stage makes them anew"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// File name of one shard.
+pub fn shard_name(index: usize, count: usize) -> String {
+    format!("shard-{index:05}-of-{count:05}.h5")
+}
+
+/// Reads the manifest in `directory` and checks that its shards were made from what is there now.
+///
+/// # Errors
+/// No manifest, another provenance, or numbers that do not add up.
+pub fn read_manifest(directory: &Path, expected: &Provenance) -> Result<LogitsManifest, LogitsError> {
+    let path = directory.join("manifest.json");
+    let damaged = |problem: String| LogitsError::Damaged { path: path.clone(), problem };
+    let manifest: LogitsManifest = files::read_json(&path)
+        .map_err(|e| damaged(e.to_string()))?
+        .ok_or_else(|| LogitsError::Missing { path: path.clone() })?;
+    if manifest.format_version != FORMAT_VERSION {
+        return Err(damaged(format!("format version {} is not known here", manifest.format_version)));
+    }
+    let (was, now) = (&manifest.provenance, expected);
+    let parts = [
+        ("task", was.task.clone(), now.task.clone()),
+        ("list of labels", was.label_names.join(", "), now.label_names.join(", ")),
+        ("teacher", short(&was.teacher_sha256).to_owned(), short(&now.teacher_sha256).to_owned()),
+        ("data set", short(&was.data_sha256).to_owned(), short(&now.data_sha256).to_owned()),
+        ("vocabulary", short(&was.vocab_sha256).to_owned(), short(&now.vocab_sha256).to_owned()),
+    ];
+    for (what, was, now) in parts {
+        if was != now {
+            return Err(LogitsError::Foreign { path, task: expected.task.clone(), what, was, now });
+        }
+    }
+    let rows: usize = manifest.shards.iter().map(|s| s.rows).sum();
+    if rows != manifest.examples {
+        return Err(damaged(format!("its shards hold {rows} examples instead of {}", manifest.examples)));
+    }
+    Ok(manifest)
+}
+
+/// Where each expected example's logits stand among those found. The error says what is missing, twice or unknown.
+pub fn coverage(expected: &[u64], found: &[u64]) -> Result<Vec<usize>, String> {
+    let mut rows = HashMap::with_capacity(found.len());
+    for (row, id) in found.iter().enumerate() {
+        if rows.insert(*id, row).is_some() {
+            return Err(format!("example {id} has logits twice"));
+        }
+    }
+    let row_of = |id: &u64| rows.get(id).copied().ok_or_else(|| format!("example {id} has no logits"));
+    let order: Vec<usize> = expected.iter().map(row_of).collect::<Result<_, _>>()?;
+    if order.len() < found.len() {
+        return Err(format!("{} logits belong to no training example", found.len() - order.len()));
+    }
+    Ok(order)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn provenance() -> Provenance {
+        Provenance {
+            task: "rte".into(),
+            label_names: vec!["entailment".into(), "not_entailment".into()],
+            teacher_sha256: "t".into(),
+            data_sha256: "d".into(),
+            vocab_sha256: "v".into(),
+        }
+    }
+
+    fn manifest(rows: usize) -> LogitsManifest {
+        let shard = Shard { file: shard_name(0, 1), rows, sha256: "s".into() };
+        LogitsManifest { format_version: FORMAT_VERSION, provenance: provenance(), examples: 2, shards: vec![shard] }
+    }
+
+    #[test]
+    fn logits_of_another_teacher_data_set_or_label_order_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(read_manifest(dir.path(), &provenance()), Err(LogitsError::Missing { .. })));
+        files::write_json(&dir.path().join("manifest.json"), &manifest(2)).unwrap();
+        assert_eq!(read_manifest(dir.path(), &provenance()).unwrap(), manifest(2));
+        let swapped = Provenance { label_names: vec!["not_entailment".into(), "entailment".into()], ..provenance() };
+        let other_teacher = Provenance { teacher_sha256: "u".into(), ..provenance() };
+        for (expected, what) in [(swapped, "list of labels"), (other_teacher, "teacher")] {
+            let message = read_manifest(dir.path(), &expected).unwrap_err().to_string();
+            assert!(message.contains(&format!("another {what}")), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_does_not_add_up_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        files::write_json(&dir.path().join("manifest.json"), &manifest(1)).unwrap();
+        assert!(matches!(read_manifest(dir.path(), &provenance()), Err(LogitsError::Damaged { .. })));
+    }
+
+    #[test]
+    fn every_example_exactly_once() {
+        assert_eq!(coverage(&[3, 1], &[1, 3]), Ok(vec![1, 0]));
+        assert_eq!(coverage(&[1, 2], &[1]), Err("example 2 has no logits".into()));
+        assert_eq!(coverage(&[1], &[1, 1]), Err("example 1 has logits twice".into()));
+        assert_eq!(coverage(&[1], &[1, 7]), Err("1 logits belong to no training example".into()));
+    }
+}
