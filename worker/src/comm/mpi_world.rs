@@ -1,0 +1,87 @@
+//! Ranks that `mpirun` (or `srun`) started, talking through MPI.
+//!
+//! MPI's collectives cannot be given up: the deadline is kept by the watchdog thread (see `control`), which ends the
+//! job when this rank has been in one collective for too long.
+
+use std::cell::RefCell;
+
+use bam_cluster::comm::{Activity, CommError, Communicator};
+use mpi::Threading;
+use mpi::collective::{CommunicatorCollectives, Root, SystemOperation};
+use mpi::datatype::PartitionMut;
+use mpi::environment::Universe;
+use mpi::topology::{Communicator as _, SimpleCommunicator};
+
+/// All ranks of the stage.
+pub struct MpiWorld {
+    world: SimpleCommunicator,
+    activity: Activity,
+    scratch: RefCell<Vec<f32>>,
+    // Finalises MPI when dropped, after everything above.
+    _universe: Universe,
+}
+
+/// Sums go through a copy of so many values, small enough to stay in cache (rsmpi has no in-place all-reduce).
+const PIECE: usize = 1 << 18;
+
+impl MpiWorld {
+    /// Joins the world. `None` if MPI does not grant threads, or was initialised before.
+    pub fn join(activity: Activity) -> Option<MpiWorld> {
+        let (universe, threading) = mpi::initialize_with_threading(Threading::Multiple)?;
+        if threading < Threading::Serialized {
+            return None;
+        }
+        Some(MpiWorld { world: universe.world(), activity, scratch: RefCell::default(), _universe: universe })
+    }
+
+    /// Ends all ranks at once.
+    pub fn abort(code: u8) -> ! {
+        SimpleCommunicator::world().abort(i32::from(code))
+    }
+}
+
+impl Communicator for MpiWorld {
+    fn rank(&self) -> usize {
+        self.world.rank() as usize
+    }
+
+    fn size(&self) -> usize {
+        self.world.size() as usize
+    }
+
+    fn all_gather(&self, name: &'static str, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+        let _in_collective = self.activity.enter(name);
+        let mut lengths = vec![0i32; self.size()];
+        self.world.all_gather_into(&(bytes.len() as i32), &mut lengths[..]);
+        let starts: Vec<i32> = lengths.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect();
+        let mut all = vec![0u8; lengths.iter().sum::<i32>() as usize];
+        self.world
+            .all_gather_varcount_into(bytes, &mut PartitionMut::new(&mut all[..], lengths.clone(), &starts[..]));
+        let piece = |(start, length): (&i32, &i32)| all[*start as usize..(start + length) as usize].to_vec();
+        Ok(starts.iter().zip(&lengths).map(piece).collect())
+    }
+
+    fn broadcast(&self, name: &'static str, root: usize, mut bytes: Vec<u8>) -> Result<Vec<u8>, CommError> {
+        let _in_collective = self.activity.enter(name);
+        let root = self.world.process_at_rank(root as i32);
+        let mut length = bytes.len() as u64;
+        root.broadcast_into(&mut length);
+        bytes.resize(length as usize, 0);
+        root.broadcast_into(&mut bytes[..]);
+        Ok(bytes)
+    }
+
+    fn all_reduce_sum(&self, name: &'static str, values: &mut [f32]) -> Result<(), CommError> {
+        if self.size() == 1 {
+            return Ok(());
+        }
+        let _in_collective = self.activity.enter(name);
+        let mut scratch = self.scratch.borrow_mut();
+        for piece in values.chunks_mut(PIECE) {
+            scratch.clear();
+            scratch.extend_from_slice(piece);
+            self.world.all_reduce_into(&scratch[..], piece, SystemOperation::sum());
+        }
+        Ok(())
+    }
+}

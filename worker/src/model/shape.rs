@@ -1,0 +1,120 @@
+//! Names, shapes, depths and initial values of all parameters: Hugging Face's names, in the order of the forward pass.
+
+use bam_cluster::encoder::EncoderConfig;
+
+/// One task's head: a dense layer from the pooled output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// The task.
+    pub task: String,
+    /// Classes, or 1 for regression.
+    pub outputs: usize,
+}
+
+/// One parameter tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParameterSpec {
+    /// `bert.encoder.layer.0.attention.self.query.weight`, `classifiers.rte.bias`, …
+    pub name: String,
+    /// As PyTorch has it: a dense weight is [outputs, inputs].
+    pub shape: Vec<i64>,
+    /// 0 for embeddings, i + 1 for encoder layer i, layers + 1 for the pooler, layers + 2 for heads.
+    pub depth: usize,
+    /// Where its first value comes from.
+    pub init: Init,
+}
+
+/// Where a parameter's first value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Init {
+    /// The pretrained encoder.
+    Pretrained,
+    /// Truncated normal, standard deviation 0.02.
+    TruncatedNormal,
+    /// Zero.
+    Zero,
+}
+
+impl ParameterSpec {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product::<i64>() as usize
+    }
+
+    /// Whether weight decay applies: to all but LayerNorm and biases.
+    pub fn is_decayed(&self) -> bool {
+        !self.name.contains("LayerNorm") && !self.name.ends_with("bias")
+    }
+
+    /// True if there is no value in it, which never happens.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// All parameters of an encoder with `heads`.
+pub fn specs(config: &EncoderConfig, heads: &[Head]) -> Vec<ParameterSpec> {
+    let mut list = Specs(Vec::new());
+    let (h, f) = (config.hidden_size, config.intermediate_size);
+    let e = "bert.embeddings";
+    list.add(0, format!("{e}.word_embeddings.weight"), &[config.vocab_size, h]);
+    list.add(0, format!("{e}.position_embeddings.weight"), &[config.max_position_embeddings, h]);
+    list.add(0, format!("{e}.token_type_embeddings.weight"), &[config.type_vocab_size, h]);
+    list.affine(0, format!("{e}.LayerNorm"), &[h], h);
+    for i in 0..config.num_hidden_layers {
+        let l = format!("bert.encoder.layer.{i}");
+        for part in ["query", "key", "value"] {
+            list.affine(i + 1, format!("{l}.attention.self.{part}"), &[h, h], h);
+        }
+        list.affine(i + 1, format!("{l}.attention.output.dense"), &[h, h], h);
+        list.affine(i + 1, format!("{l}.attention.output.LayerNorm"), &[h], h);
+        list.affine(i + 1, format!("{l}.intermediate.dense"), &[f, h], f);
+        list.affine(i + 1, format!("{l}.output.dense"), &[h, f], h);
+        list.affine(i + 1, format!("{l}.output.LayerNorm"), &[h], h);
+    }
+    let layers = config.num_hidden_layers;
+    list.affine(layers + 1, "bert.pooler.dense".to_owned(), &[h, h], h);
+    for head in heads {
+        list.affine(layers + 2, format!("classifiers.{}", head.task), &[head.outputs, h], head.outputs);
+    }
+    list.0
+}
+
+struct Specs(Vec<ParameterSpec>);
+
+impl Specs {
+    fn add(&mut self, depth: usize, name: String, shape: &[usize]) {
+        let init = match (name.starts_with("classifiers."), name.ends_with("bias")) {
+            (false, _) => Init::Pretrained,
+            (true, false) => Init::TruncatedNormal,
+            (true, true) => Init::Zero,
+        };
+        self.0.push(ParameterSpec { name, shape: shape.iter().map(|&n| n as i64).collect(), depth, init });
+    }
+
+    /// A weight and a bias of `outputs` values.
+    fn affine(&mut self, depth: usize, name: String, weight: &[usize], outputs: usize) {
+        self.add(depth, format!("{name}.weight"), weight);
+        self.add(depth, format!("{name}.bias"), &[outputs]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_is_the_clusters_and_decay_spares_layer_norm_and_biases() {
+        let config: EncoderConfig = serde_json::from_str(
+            r#"{"vocab_size":50,"hidden_size":8,"num_hidden_layers":2,"num_attention_heads":2,"intermediate_size":16,
+                "max_position_embeddings":20}"#,
+        )
+        .unwrap();
+        let list = specs(&config, &[Head { task: "rte".into(), outputs: 2 }]);
+        assert_eq!(list.iter().map(ParameterSpec::len).sum::<usize>(), config.parameters() + 2 * 8 + 2);
+        let decayed: Vec<_> = list.iter().filter(|s| s.is_decayed()).map(|s| s.name.as_str()).collect();
+        assert!(decayed.contains(&"classifiers.rte.weight") && decayed.contains(&"bert.embeddings.word_embeddings.weight"));
+        assert!(decayed.iter().all(|n| !n.contains("LayerNorm") && !n.ends_with("bias")));
+        assert_eq!(list.last().map(|s| s.depth), Some(4));
+    }
+}
