@@ -10,3 +10,5 @@ pub const USAGE: u8 = 2;
 pub const BAD_DATA: u8 = 3;
 /// Stopped early at a checkpoint, on request: run the same command again to go on (`EX_TEMPFAIL`).
 pub const STOPPED_AT_CHECKPOINT: u8 = 75;
+/// Ended at once by a second Ctrl-C, without a checkpoint (128 + SIGINT).
+pub const INTERRUPTED: u8 = 130;

@@ -1,1 +1,38 @@
-fn main(){}
+//! The program `bam`: plans a run, starts its workers through MPI, watches them and reports. No libtorch, no MPI.
+
+mod backend;
+mod cli;
+mod command;
+mod failure;
+mod project;
+mod report;
+mod run_claim;
+mod run_lock;
+mod stage_inputs;
+mod supervise;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            // A closed terminal must not turn an error into a panic.
+            let _ = writeln!(io::stderr(), "error: {}", failure::text(&error));
+            ExitCode::from(failure::exit_code(&error))
+        }
+    }
+}
+
+fn run() -> anyhow::Result<u8> {
+    match Cli::parse().command {
+        Command::Run(arguments) => command::run::run(&arguments),
+        Command::Plan(arguments) => command::plan::run(&arguments),
+        Command::Report(arguments) => command::report::run(&arguments),
+    }
+}

@@ -1,1 +1,103 @@
-fn main(){ println!("{:?}", tch::Tensor::from_slice(&[1f32,2.]).sum(tch::Kind::Float)); let _ = mpi::initialize(); let _=hdf5::File::open("x");}
+//! `bam-worker`: one rank of one stage. `bam` starts it through MPI; nobody starts it by hand.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bam_cluster::checkpoint::CheckpointError;
+use bam_cluster::comm::{Activity, Communicator};
+use bam_cluster::config::ConfigError;
+use bam_cluster::encoder::EncoderError;
+use bam_cluster::exit_code;
+use bam_cluster::files;
+use bam_cluster::protocol::{ControlFile, FromRank};
+use bam_cluster::run_dir::RunDir;
+use bam_cluster::task::DataError;
+use bam_cluster::teacher::LogitsError;
+use bam_worker::comm::MpiWorld;
+use bam_worker::control::Control;
+use bam_worker::data::{TokenFileError, TokenizeError};
+use bam_worker::session::Session;
+use bam_worker::snapshot::SnapshotError;
+use bam_worker::{stage, telemetry};
+use clap::Parser;
+
+/// One rank of one stage of a bam run. `bam run` starts it through MPI.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// The run directory.
+    #[arg(long)]
+    run: PathBuf,
+    /// The stage to do.
+    #[arg(long)]
+    stage: String,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    telemetry::log_to_stderr();
+    let run = RunDir::new(args.run);
+    let activity = Activity::default();
+    let control_path = run.control();
+    let file: ControlFile = match files::read_json(&control_path) {
+        Ok(Some(file)) => file,
+        Ok(None) => return refuse("there is no launcher for this run: start it with `bam run`"),
+        Err(e) => return refuse(&format!("{}: {e}", control_path.display())),
+    };
+    let Some(world) = MpiWorld::join(activity.clone()) else {
+        return refuse("MPI does not grant threads to this program; use an MPI that was built with thread support");
+    };
+    let (control, orders) = match Control::connect(&file, world.rank(), world.size()) {
+        Ok(connected) => connected,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            MpiWorld::abort(exit_code::FAILURE)
+        }
+    };
+    abort_on_panic(control.clone());
+    let session = Session::join(Box::new(world), activity, run, &args.stage, control.clone(), orders, &file);
+    let done = session.and_then(|session| {
+        tch::set_num_threads(i32::try_from(session.recipe.cluster.threads)?);
+        let outcome = stage::run(&session)?;
+        session.world.barrier("end of stage")?;
+        control.finish();
+        session.tell(&FromRank::Done(outcome))
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => control.fail(code_of(&e), format!("{e:#}")),
+    }
+}
+
+fn refuse(message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::from(exit_code::FAILURE)
+}
+
+/// A panic in one rank would leave the others waiting in MPI for ever: it ends them all, with its words.
+fn abort_on_panic(control: Control) {
+    std::panic::set_hook(Box::new(move |panic| {
+        control.fail(exit_code::FAILURE, format!("internal error (please report it): {panic}"))
+    }));
+}
+
+/// The exit code that an error deserves.
+fn code_of(error: &anyhow::Error) -> u8 {
+    let any = |test: &dyn Fn(&(dyn std::error::Error + 'static)) -> bool| error.chain().any(test);
+    let is_data = |e: &(dyn std::error::Error + 'static)| {
+        e.is::<DataError>()
+            || e.is::<EncoderError>()
+            || e.is::<LogitsError>()
+            || e.is::<TokenFileError>()
+            || e.is::<TokenizeError>()
+            || e.is::<SnapshotError>()
+            || matches!(e.downcast_ref(), Some(CheckpointError::Damaged { .. }))
+    };
+    if any(&|e| e.is::<ConfigError>()) {
+        exit_code::USAGE
+    } else if any(&is_data) {
+        exit_code::BAD_DATA
+    } else {
+        exit_code::FAILURE
+    }
+}

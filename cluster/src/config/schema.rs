@@ -70,6 +70,20 @@ pub struct ModelSection {
     /// Dropout on hidden states, attention and pooled output. Default: what the encoder's config.json says.
     #[serde(default)]
     pub dropout: Option<f64>,
+    /// What becomes of a regression head's output before it is compared with a score on the 0–1 scale.
+    #[serde(default)]
+    pub regression_output: RegressionOutput,
+}
+
+/// What becomes of a regression head's output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RegressionOutput {
+    /// It passes a sigmoid.
+    #[default]
+    Sigmoid,
+    /// Nothing, as in the reference implementation.
+    Linear,
 }
 
 /// The tasks and where their examples are.

@@ -1,0 +1,88 @@
+//! The `mpirun` command for one stage, as data: what is run can be read, logged and tested before it runs.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use bam_cluster::config::ClusterSection;
+use bam_cluster::run_dir::RunDir;
+
+use super::Programs;
+
+/// More ranks than cores must not spin (an all-reduce then takes 20 ms instead of half a one), and a rank must not be
+/// bound to one core when it has several threads.
+const SHARE_THE_CORES: [&str; 6] = ["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"];
+
+/// A command that starts all ranks of a stage.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launch {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Set in its environment, and so in every local rank's.
+    pub environment: Vec<(&'static str, String)>,
+}
+
+impl Launch {
+    /// The ranks of `stage` under `mpirun`, as the recipe spreads them.
+    pub fn new(programs: &Programs, cluster: &ClusterSection, run: &RunDir, stage: &str) -> Launch {
+        let file_locking = env::var("HDF5_USE_FILE_LOCKING").ok();
+        // Shared file systems often lack locks; files are written by one rank each and published by rename.
+        let file_locking = file_locking.unwrap_or_else(|| "FALSE".to_owned());
+        let environment = vec![
+            ("OMP_NUM_THREADS", cluster.threads.to_string()),
+            ("HDF5_USE_FILE_LOCKING", file_locking),
+            ("OMPI_ALLOW_RUN_AS_ROOT", "1".to_owned()),
+            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1".to_owned()),
+        ];
+        let mut arguments: Vec<OsString> = vec!["-n".into(), cluster.processes.to_string().into()];
+        arguments.push("--tag-output".into());
+        arguments.extend(SHARE_THE_CORES.map(OsString::from));
+        // Ranks on other hosts get only what is named here.
+        for name in ["OMP_NUM_THREADS", "HDF5_USE_FILE_LOCKING"] {
+            arguments.extend(["-x".into(), name.into()]);
+        }
+        arguments.extend(cluster.mpirun_args.iter().map(OsString::from));
+        arguments.push(programs.worker.clone().into());
+        arguments.extend(["--run".into(), run.path().into(), "--stage".into(), stage.into()]);
+        Launch { program: programs.mpirun.clone(), arguments, environment }
+    }
+
+    /// The command as one would type it.
+    pub fn command_line(&self) -> String {
+        let environment = self.environment.iter().map(|(name, value)| format!("{name}={value}"));
+        let words = std::iter::once(self.program.as_os_str()).chain(self.arguments.iter().map(OsString::as_os_str));
+        environment.chain(words.map(|w| quoted(&w.to_string_lossy()))).collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn launch(cluster: &ClusterSection) -> Launch {
+        let programs = Programs { mpirun: "/usr/bin/mpirun".into(), worker: "/opt/bam-worker".into() };
+        Launch::new(&programs, cluster, &RunDir::new("/runs/my run"), "teacher-rte")
+    }
+
+    #[test]
+    fn the_command_starts_as_many_ranks_as_asked_with_the_stage_last() {
+        let line = launch(&ClusterSection { processes: 3, threads: 2, ..ClusterSection::default() }).command_line();
+        assert!(line.starts_with("OMP_NUM_THREADS=2 HDF5_USE_FILE_LOCKING="), "{line}");
+        assert!(line.contains(" /usr/bin/mpirun -n 3 --tag-output --oversubscribe --bind-to none "), "{line}");
+        assert!(line.ends_with(" /opt/bam-worker --run '/runs/my run' --stage teacher-rte"), "{line}");
+    }
+
+    #[test]
+    fn the_recipes_own_arguments_come_before_the_worker() {
+        let mpirun_args = vec!["--mca".to_owned(), "btl".to_owned(), "self,tcp".to_owned()];
+        let line = launch(&ClusterSection { mpirun_args, ..ClusterSection::default() }).command_line();
+        assert!(line.contains(" --mca btl self,tcp /opt/bam-worker "), "{line}");
+    }
+}

@@ -1,0 +1,77 @@
+//! The command line: what a user may say, and the help that tells them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  bam plan configs/demo.yaml                    what would run
+  bam run configs/demo.yaml -n 2                run it with two processes; again: go on where it stopped
+  bam run configs/demo.yaml -o seed=2 -o name=demo-2
+  bam report runs/demo                          the results again
+
+Exit codes:
+  0 done   1 failed   2 usage or recipe   3 bad data   75 stopped at a checkpoint, run again   130 killed";
+
+/// Trains BERT on several tasks at once by Born-Again Multi-task distillation, on any number of processes.
+#[derive(Debug, Parser)]
+#[command(name = "bam", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Do everything that a recipe asks for, continuing where an earlier run stopped
+    Run(RunArguments),
+    /// Show what would run: stages, steps, sampling, schedules, sizes
+    Plan(RecipeArguments),
+    /// Show the results of a run again
+    Report(ReportArguments),
+}
+
+/// A recipe and changes to it.
+#[derive(Debug, Args)]
+pub struct RecipeArguments {
+    /// The recipe, a YAML file
+    pub config: PathBuf,
+    /// Number of processes (cluster.processes)
+    #[arg(short = 'n', long = "processes", value_name = "N")]
+    pub processes: Option<usize>,
+    /// Change one value of the recipe, for example train.student.epochs=3; may be repeated
+    #[arg(short = 'o', long = "override", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// `bam run`.
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    /// What to run.
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// Where everything is written [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+}
+
+/// `bam report`.
+#[derive(Debug, Args)]
+pub struct ReportArguments {
+    /// The run's directory, for example runs/demo
+    pub run_dir: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

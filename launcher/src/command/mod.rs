@@ -1,0 +1,17 @@
+//! One file a subcommand; each returns the exit code.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+
+pub mod plan;
+pub mod report;
+pub mod run;
+
+/// Prints to stdout. A reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e).context("cannot write to stdout"),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,57 @@
+//! A recipe with everything that follows from looking at its files: encoder, tasks, sizes, plan. Nothing is written.
+
+use bam_cluster::config::{self, Override, Recipe};
+use bam_cluster::encoder::Encoder;
+use bam_cluster::plan::{Plan, TaskSize};
+use bam_cluster::task::{self, Task};
+
+use crate::cli::RecipeArguments;
+
+/// A recipe that is known to be sound, and what was learnt from its files.
+#[derive(Debug)]
+pub struct Project {
+    /// Completed with defaults and overrides.
+    pub recipe: Recipe,
+    /// The encoder that training starts from.
+    pub encoder: Encoder,
+    /// The tasks, in the recipe's order.
+    pub tasks: Vec<Task>,
+    /// SHA-256 of each task's files.
+    pub sources: Vec<String>,
+    /// What will run.
+    pub plan: Plan,
+    /// What a person should know before it starts.
+    pub warnings: Vec<String>,
+}
+
+impl Project {
+    /// Reads a recipe and all files that it names.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the recipe, the encoder's directory or the tasks' files.
+    pub fn load(arguments: &RecipeArguments) -> anyhow::Result<Project> {
+        let mut overrides = arguments.overrides.iter().map(|o| o.parse()).collect::<Result<Vec<Override>, _>>()?;
+        if let Some(n) = arguments.processes {
+            overrides.push(format!("cluster.processes={n}").parse()?);
+        }
+        let recipe = config::load(&arguments.config, &overrides)?;
+        let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)?;
+        let tasks = recipe.tasks();
+        let (mut sizes, mut sources, mut warnings) = (vec![], vec![], vec![]);
+        for task in &tasks {
+            let data = &recipe.data;
+            let examples = task::read_examples(task, recipe.seed, data.max_train_examples, data.max_dev_examples)?;
+            sizes.push(TaskSize { task: task.name.clone(), train: examples.train.len(), dev: examples.dev.len() });
+            sources.push(examples.source_sha256);
+            warnings.extend(skipped_rows(&task.name, examples.skipped));
+        }
+        let plan = Plan::derive(&recipe, &sizes);
+        Ok(Project { recipe, encoder, tasks, sources, plan, warnings })
+    }
+}
+
+fn skipped_rows(task: &str, [train, dev]: [u64; 2]) -> Option<String> {
+    (train + dev > 0).then(|| {
+        format!("task '{task}': left out {train} rows of the training file and {dev} of the dev file that lack a column")
+    })
+}

@@ -1,0 +1,122 @@
+//! A run directory belongs to one recipe: what it says is compared with what is asked for before anything is written.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use bam_cluster::config::{self, Recipe};
+use bam_cluster::files;
+use bam_cluster::plan::Plan;
+use bam_cluster::run_dir::RunDir;
+use serde_json::Value;
+
+/// The run directory holds the run of another recipe.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{directory} holds the run of another recipe:\n{differences}\n  choose another name (-o name=…), another directory \
+     (--run-dir), or remove {directory}"
+)]
+pub struct OtherRecipe {
+    directory: PathBuf,
+    differences: String,
+}
+
+/// Makes sure that the directory is this recipe's, and writes recipe and plan into it. Only for the lock's holder.
+///
+/// # Errors
+/// It is another recipe's, or it cannot be read or written.
+pub fn claim(run: &RunDir, recipe: &Recipe, plan: &Plan) -> anyhow::Result<()> {
+    let path = run.recipe();
+    if path.exists() {
+        let there = config::load_resolved(&path).with_context(|| {
+            format!("the recipe in the run directory cannot be read; if it is of no more use, remove {}", run.path().display())
+        })?;
+        if there.identity() != recipe.identity() {
+            return Err(OtherRecipe { directory: run.path().to_owned(), differences: differences(&there, recipe)? }.into());
+        }
+    }
+    let yaml = serde_norway::to_string(recipe).context("cannot write the recipe as YAML")?;
+    let text = format!("# The recipe of this run with all defaults and overrides, written by bam.\n{yaml}");
+    write(&path, text.as_bytes())?;
+    let plan_json = serde_json::to_vec_pretty(plan).context("cannot write the plan as JSON")?;
+    write(&run.plan(), &plan_json)
+}
+
+fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    files::write_atomically(path, content).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// One line for each value that differs and is part of the recipe's identity.
+fn differences(there: &Recipe, here: &Recipe) -> Result<String, serde_json::Error> {
+    let mut lines = vec![];
+    compare("", &identifying(there)?, &identifying(here)?, &mut lines);
+    Ok(lines.join("\n"))
+}
+
+fn identifying(recipe: &Recipe) -> Result<Value, serde_json::Error> {
+    let mut tree = serde_json::to_value(recipe)?;
+    if let Value::Object(sections) = &mut tree {
+        sections.retain(|name, _| name != "cluster" && name != "checkpoint");
+    }
+    Ok(tree)
+}
+
+fn compare(key: &str, there: &Value, here: &Value, lines: &mut Vec<String>) {
+    let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    match (there, here) {
+        (Value::Object(a), Value::Object(b)) => {
+            let mut names: Vec<&String> = a.keys().chain(b.keys()).collect();
+            names.sort_unstable();
+            names.dedup();
+            for name in names {
+                compare(&below(name), a.get(name).unwrap_or(&Value::Null), b.get(name).unwrap_or(&Value::Null), lines);
+            }
+        }
+        (a, b) if a == b => {}
+        (a, b) => lines.push(format!("  {key}: {} there, {} here", show(a), show(b))),
+    }
+}
+
+fn show(value: &Value) -> String {
+    match value {
+        Value::Null => "nothing".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(", ")),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(more: &str) -> Recipe {
+        let text = format!("name: x\nmodel: {{ path: /m }}\ndata: {{ glue: /g, tasks: [cola, rte] }}\n{more}");
+        serde_norway::from_str(&text).unwrap()
+    }
+
+    fn claimed(dir: &Path, recipe: &Recipe) -> anyhow::Result<()> {
+        claim(&RunDir::new(dir), recipe, &Plan::derive(recipe, &[]))
+    }
+
+    #[test]
+    fn differing_keys_are_named_and_nothing_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        claimed(dir.path(), &recipe("train: { student: { epochs: 3 } }")).unwrap();
+        let before = std::fs::read(dir.path().join("config.yaml")).unwrap();
+        let other = recipe("seed: 2");
+        let message = claimed(dir.path(), &other).unwrap_err().to_string();
+        assert!(message.contains("\n  seed: 1 there, 2 here\n"), "{message}");
+        assert!(message.contains("  train.student.epochs: 3 there, 6 here"), "{message}");
+        assert!(!message.contains("sampling") && !message.contains("cluster"), "{message}");
+        assert_eq!(std::fs::read(dir.path().join("config.yaml")).unwrap(), before);
+    }
+
+    #[test]
+    fn the_same_recipe_on_more_processes_may_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        claimed(dir.path(), &recipe("")).unwrap();
+        claimed(dir.path(), &recipe("cluster: { processes: 4 }")).unwrap();
+        let written = std::fs::read_to_string(dir.path().join("config.yaml")).unwrap();
+        assert!(written.starts_with("# ") && written.contains("processes: 4"), "{written}");
+    }
+}

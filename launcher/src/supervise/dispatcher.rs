@@ -1,0 +1,343 @@
+//! The one owner of a running stage's state: takes events one by one, gives orders, and asks for the verdict.
+
+use std::collections::HashMap;
+use std::net::{Shutdown, TcpStream};
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use bam_cluster::config::Recipe;
+use bam_cluster::plan::{Stage, StageWork};
+use bam_cluster::protocol::{self, Begin, FromRank, StepReport, ToRank};
+use bam_cluster::run_dir::RunDir;
+use bam_cluster::stage_record::Sums;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::control::ControlServer;
+use super::event::{ConnectionId, Event};
+use super::evidence::Evidence;
+use super::figures::Figures;
+use super::interrupts::Interrupts;
+use super::mpirun_output::{self, Words};
+use super::orders::{OrderBook, orders};
+use super::screen::Screen;
+use super::stage_log::StageLog;
+use super::verdict::{Judgement, judge};
+use crate::backend::{self, Launch, Process, ProcessEvent, Programs};
+
+/// How often time itself is looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// Time in which this program did not run (Ctrl-Z, a laptop asleep) is not held against the ranks.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long `mpirun` may take to end its ranks when asked to.
+const TERMINATE_WITHIN: Duration = Duration::from_secs(5);
+
+/// One stage to run.
+#[derive(Debug)]
+pub struct StageJob<'a> {
+    /// The stage.
+    pub stage: &'a Stage,
+    /// Its run.
+    pub run: &'a RunDir,
+    /// How it is spread, and when checkpoints are due.
+    pub recipe: &'a Recipe,
+    /// What is started.
+    pub programs: &'a Programs,
+    /// What the ranks check before they begin.
+    pub begin: Begin,
+    /// Which start of the run this is.
+    pub incarnation: u64,
+}
+
+/// How a stage ended well enough.
+#[derive(Debug)]
+pub enum End {
+    /// Complete; what it made.
+    Finished(Sums),
+    /// Stopped at a checkpoint, as asked.
+    Stopped {
+        /// Optimizer steps in the checkpoint.
+        step: u64,
+    },
+    /// Killed, as asked a second time.
+    Killed,
+}
+
+/// A stage that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("stage '{stage}': {sentence}\n  log: {log}")]
+pub struct StageFailed {
+    /// Which.
+    pub stage: String,
+    /// The verdict.
+    pub sentence: String,
+    /// For scripts.
+    pub exit_code: u8,
+    /// Where all ranks' lines are.
+    pub log: PathBuf,
+}
+
+/// Starts a stage's ranks and stays with them to the end.
+///
+/// # Errors
+/// The ranks cannot be started, or they fail ([`StageFailed`]).
+pub fn supervise(job: &StageJob, screen: &mut Screen, interrupts: &Interrupts) -> anyhow::Result<End> {
+    let launch = Launch::new(job.programs, &job.recipe.cluster, job.run, &job.stage.name);
+    let log_path = job.run.log(&job.stage.name);
+    let log = StageLog::open(log_path.clone(), job.incarnation, &launch.command_line())
+        .with_context(|| format!("cannot write {}", log_path.display()))?;
+    let (sender, inbox) = mpsc::channel();
+    let server = ControlServer::open(job.run.control(), job.incarnation, sender.clone())
+        .with_context(|| format!("cannot open the control channel ({})", job.run.control().display()))?;
+    let process = Process::spawn(&launch, move |event| drop(sender.send(Event::Mpirun(event))))
+        .with_context(|| format!("cannot start {}", launch.program.display()))?;
+    let cluster = &job.recipe.cluster;
+    let mut dispatcher = Dispatcher {
+        job,
+        inbox,
+        process,
+        evidence: Evidence::new(cluster.processes, Duration::from_secs(cluster.deadline)),
+        words: Words::default(),
+        connections: HashMap::new(),
+        order_book: None,
+        stop_sent: false,
+        stop_announced: false,
+        figures: Figures::default(),
+        screen,
+        log,
+        clock: Duration::ZERO,
+        last_look: Instant::now(),
+    };
+    let end = dispatcher.watch(interrupts);
+    dispatcher.close();
+    drop(server);
+    end
+}
+
+struct Dispatcher<'a> {
+    job: &'a StageJob<'a>,
+    inbox: Receiver<Event>,
+    process: Process,
+    evidence: Evidence,
+    words: Words,
+    connections: HashMap<ConnectionId, (usize, TcpStream)>,
+    order_book: Option<OrderBook>,
+    stop_sent: bool,
+    stop_announced: bool,
+    figures: Figures,
+    screen: &'a mut Screen,
+    log: StageLog,
+    /// Time since the start in which this program ran.
+    clock: Duration,
+    last_look: Instant,
+}
+
+impl Dispatcher<'_> {
+    fn watch(&mut self, interrupts: &Interrupts) -> anyhow::Result<End> {
+        loop {
+            let event = self.inbox.recv_timeout(TICK);
+            self.clock += self.last_look.elapsed().min(LONGEST_PAUSE);
+            self.last_look = Instant::now();
+            if let Ok(event) = event {
+                self.handle(event);
+            }
+            if interrupts.count() > 1 {
+                self.kill_now();
+                return Ok(End::Killed);
+            }
+            if interrupts.count() == 1 {
+                self.ask_to_stop();
+            }
+            match judge(&self.evidence, self.clock) {
+                None => {}
+                Some(Judgement::Finished(outputs)) => return Ok(End::Finished(outputs)),
+                Some(Judgement::Stopped { step }) => return Ok(End::Stopped { step }),
+                Some(Judgement::Failed(verdict)) => {
+                    self.log.launcher(&verdict.sentence);
+                    return Err(StageFailed {
+                        stage: self.job.stage.name.clone(),
+                        sentence: verdict.sentence,
+                        exit_code: verdict.exit_code,
+                        log: self.log.path().to_owned(),
+                    }
+                    .into());
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Joined { connection, hello, stream } => match self.evidence.join(&hello, self.clock) {
+                Ok(()) => {
+                    self.connections.insert(connection, (hello.rank, stream));
+                    if hello.rank == 0 {
+                        self.send(&ToRank::Begin(self.job.begin.clone()));
+                    }
+                }
+                Err(reason) => {
+                    let _ = stream.shutdown(Shutdown::Both);
+                    self.log.launcher(&format!("refused a connection: {reason}"));
+                }
+            },
+            Event::Said { connection, message } => {
+                if let Some((rank, _)) = self.connections.get(&connection) {
+                    self.hear(*rank, message);
+                }
+            }
+            Event::Left { connection } => {
+                if let Some((rank, _)) = self.connections.remove(&connection) {
+                    self.evidence.ranks[rank].left = Some(self.clock);
+                }
+            }
+            Event::Refused { from, reason } => {
+                self.log.launcher(&format!("refused a connection from {from}: {reason}"));
+            }
+            Event::Mpirun(ProcessEvent::Line(line)) => self.read(&line),
+            Event::Mpirun(ProcessEvent::Ended(status)) => self.evidence.exit = Some((status, self.clock)),
+        }
+    }
+
+    /// A line on `mpirun`'s stdout or stderr.
+    fn read(&mut self, line: &str) {
+        let line = mpirun_output::untagged(line);
+        self.evidence.printed(line.rank, line.text);
+        match line.rank {
+            Some(rank) => self.log.rank(rank, line.text),
+            None => {
+                self.log.mpirun(line.text);
+                self.evidence.rank_ends.extend(self.words.read(line.text));
+            }
+        }
+    }
+
+    /// A message of a rank that joined.
+    fn hear(&mut self, rank: usize, message: FromRank) {
+        let now = self.clock;
+        let known = &mut self.evidence.ranks[rank];
+        known.last_heard = now;
+        match message {
+            FromRank::Heartbeat(beat) => known.heartbeat = Some(beat),
+            FromRank::Failed(failure) => {
+                self.log.rank(rank, &failure.message);
+                known.failure.get_or_insert((failure, now));
+            }
+            FromRank::Note { message } => self.announce(&message),
+            FromRank::Warning { message } => self.announce(&format!("warning: {message}")),
+            // The rest is rank 0's to say.
+            _ if rank != 0 => {}
+            FromRank::Ready { next_step } => self.ready(next_step),
+            FromRank::Step(report) => self.stepped(&report),
+            FromRank::Progress { done, total } => {
+                self.figures.examples(done, total, now);
+                self.screen.show(&self.job.stage.name, &self.figures);
+            }
+            FromRank::Checkpoint { step, receipt } => {
+                self.log.launcher(&format!("checkpoint at step {step}, receipt of the data order {receipt}"));
+                self.evidence.checkpoint = Some(step);
+                self.figures.checkpoint(step);
+            }
+            FromRank::Done(outcome) => self.evidence.done = Some((outcome, now)),
+            FromRank::Hello(_) => {}
+        }
+    }
+
+    fn ready(&mut self, next_step: u64) {
+        let StageWork::Train(train) = &self.job.stage.work else { return };
+        let total = train.schedule.total_steps;
+        if next_step > 0 {
+            self.evidence.checkpoint = Some(next_step);
+            self.announce(&format!("going on after step {next_step} of {total}"));
+        }
+        self.figures = Figures::of_training(next_step, total);
+        self.screen.show(&self.job.stage.name, &self.figures);
+        let mut book = OrderBook::new(orders(train, next_step, self.job.recipe.checkpoint.every_steps));
+        if !self.stop_sent {
+            self.send(&book.next());
+        }
+        self.order_book = Some(book);
+    }
+
+    fn stepped(&mut self, report: &StepReport) {
+        let distilled = matches!(&self.job.stage.work, StageWork::Train(train) if !train.teachers.is_empty());
+        self.evidence.latest_step = Some(report.step);
+        self.figures.step(report, distilled);
+        self.screen.show(&self.job.stage.name, &self.figures);
+        if self.stop_sent {
+            return;
+        }
+        if let Some(order) = self.order_book.as_mut().and_then(|book| book.after(report.step)) {
+            self.send(&order);
+        }
+    }
+
+    /// Says something to the person and to the log.
+    fn announce(&mut self, message: &str) {
+        self.screen.line(&format!("{}: {message}", self.job.stage.name));
+        self.log.launcher(message);
+    }
+
+    /// Asks for a stop at the next step, once, as soon as rank 0 is there to be asked.
+    fn ask_to_stop(&mut self) {
+        if !self.stop_announced {
+            self.stop_announced = true;
+            self.announce("stopping at the next step with a checkpoint; press Ctrl-C again to kill");
+        }
+        if !self.stop_sent && self.connections.values().any(|(rank, _)| *rank == 0) {
+            self.stop_sent = true;
+            self.send(&ToRank::Stop);
+        }
+    }
+
+    fn send(&mut self, message: &ToRank) {
+        let Some((_, stream)) = self.connections.values_mut().find(|(rank, _)| *rank == 0) else { return };
+        // If rank 0 is gone, its connection's end and mpirun say so, and better.
+        if let Err(e) = protocol::send(stream, message) {
+            self.log.launcher(&format!("cannot reach rank 0: {e}"));
+        }
+    }
+
+    /// Ends whatever still runs: asks mpirun, which asks the ranks, and insists after a while.
+    fn close(&mut self) {
+        self.screen.end_stage();
+        if self.evidence.exit.is_none() {
+            self.process.terminate();
+            if !self.ends_within(TERMINATE_WITHIN) {
+                self.kill_now();
+                self.ends_within(TERMINATE_WITHIN);
+            }
+        }
+        // A rank that outlived mpirun sees its connection end, and ends.
+        for (_, stream) in self.connections.values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Whether `mpirun` ends in time. What it still prints goes to the log.
+    fn ends_within(&mut self, limit: Duration) -> bool {
+        let since = Instant::now();
+        while self.evidence.exit.is_none() && since.elapsed() < limit {
+            match self.inbox.recv_timeout(TICK) {
+                Ok(Event::Mpirun(ProcessEvent::Line(line))) => self.read(&line),
+                Ok(Event::Mpirun(ProcessEvent::Ended(status))) => self.evidence.exit = Some((status, self.clock)),
+                _ => {}
+            }
+        }
+        self.evidence.exit.is_some()
+    }
+
+    /// Ends everything on this host without asking. Ranks elsewhere see their connection end, and end.
+    fn kill_now(&mut self) {
+        let here = backend::host_name();
+        for (rank, _) in self.connections.values() {
+            // Still connected, so that its number is still its own.
+            let identity = self.evidence.ranks[*rank].identity.as_ref();
+            if let Some(identity) = identity.filter(|i| i.host == here) {
+                let _ = kill(Pid::from_raw(identity.pid.cast_signed()), Signal::SIGKILL);
+            }
+        }
+        self.process.kill();
+    }
+}

@@ -1,0 +1,131 @@
+//! What is known of a stage's ranks and of `mpirun`: filled by the dispatcher, judged by `verdict`.
+
+use std::collections::VecDeque;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use bam_cluster::protocol::{Failure, Heartbeat, Hello, Outcome};
+
+use super::mpirun_output::RankEnd;
+
+/// How many lines of each are remembered.
+const REMEMBERED: usize = 20;
+
+/// All evidence. Times count from the start of the stage.
+#[derive(Debug)]
+pub struct Evidence {
+    /// By rank.
+    pub ranks: Vec<RankEvidence>,
+    /// How long a collective may take.
+    pub deadline: Duration,
+    /// The newest optimizer step that all ranks have done.
+    pub latest_step: Option<u64>,
+    /// Optimizer steps in the newest checkpoint.
+    pub checkpoint: Option<u64>,
+    /// How rank 0 says that the stage ended, and when.
+    pub done: Option<(Outcome, Duration)>,
+    /// How `mpirun` says that ranks ended.
+    pub rank_ends: Vec<RankEnd>,
+    /// `mpirun`'s own last lines.
+    pub mpirun_tail: Tail,
+    /// How and when `mpirun` ended.
+    pub exit: Option<(ExitStatus, Duration)>,
+    /// A process that knows the secret and is not one of ours: what is wrong with it.
+    pub misfit: Option<String>,
+}
+
+/// What is known of one rank.
+#[derive(Debug, Default)]
+pub struct RankEvidence {
+    /// Who it is, since it said hello.
+    pub identity: Option<Identity>,
+    /// When it last said anything.
+    pub last_heard: Duration,
+    /// What it was doing then.
+    pub heartbeat: Option<Heartbeat>,
+    /// When its connection ended.
+    pub left: Option<Duration>,
+    /// Why it cannot go on, and since when.
+    pub failure: Option<(Failure, Duration)>,
+    /// Its last printed lines.
+    pub tail: Tail,
+}
+
+/// Where a rank runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Host name.
+    pub host: String,
+    /// Process id there.
+    pub pid: u32,
+}
+
+/// The last lines of somebody.
+#[derive(Debug, Default)]
+pub struct Tail(VecDeque<String>);
+
+impl Evidence {
+    /// Nothing is known yet of `world_size` ranks.
+    pub fn new(world_size: usize, deadline: Duration) -> Self {
+        Evidence {
+            ranks: (0..world_size).map(|_| RankEvidence::default()).collect(),
+            deadline,
+            latest_step: None,
+            checkpoint: None,
+            done: None,
+            rank_ends: vec![],
+            mpirun_tail: Tail::default(),
+            exit: None,
+            misfit: None,
+        }
+    }
+
+    /// Takes a rank in.
+    ///
+    /// # Errors
+    /// It is not one of those that were started; the text says why.
+    pub fn join(&mut self, hello: &Hello, now: Duration) -> Result<(), String> {
+        let (rank, size, started) = (hello.rank, hello.world_size, self.ranks.len());
+        let Some(known) = self.ranks.get_mut(rank).filter(|_| size == started) else {
+            let problem = format!(
+                "a process on {} (pid {}) says that it is rank {rank} of {size}, but {started} ranks were started; \
+                 mpirun and the MPI library that bam-worker was built with must be of the same installation",
+                hello.host, hello.pid
+            );
+            self.misfit.get_or_insert(problem.clone());
+            return Err(problem);
+        };
+        if known.identity.is_some() {
+            return Err(format!("rank {rank} has connected already"));
+        }
+        known.identity = Some(Identity { host: hello.host.clone(), pid: hello.pid });
+        known.last_heard = now;
+        Ok(())
+    }
+
+    /// Remembers a printed line.
+    pub fn printed(&mut self, rank: Option<usize>, text: &str) {
+        match rank.and_then(|r| self.ranks.get_mut(r)) {
+            Some(rank) => rank.tail.push(text),
+            None => self.mpirun_tail.push(text),
+        }
+    }
+}
+
+impl Tail {
+    fn push(&mut self, line: &str) {
+        // Blank lines and rulers say nothing.
+        if line.chars().all(|c| c == '-' || c.is_whitespace()) {
+            return;
+        }
+        if self.0.len() == REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back(line.to_owned());
+    }
+
+    /// The last `n` lines, indented; empty if there are none.
+    pub fn quoted(&self, n: usize) -> String {
+        self.0.iter().skip(self.0.len().saturating_sub(n)).map(|line| format!("\n    {line}")).collect()
+    }
+}

@@ -1,0 +1,36 @@
+//! Ctrl-C and SIGTERM: counted, so that the first one asks and the second one insists.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// How often somebody has asked this program to end.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupts(Arc<AtomicUsize>);
+
+impl Interrupts {
+    /// From now on signals do not end the program; they are counted.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn listen() -> io::Result<Interrupts> {
+        let interrupts = Interrupts::default();
+        let count = interrupts.0.clone();
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        thread::spawn(move || {
+            for _ in signals.forever() {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        Ok(interrupts)
+    }
+
+    /// How many so far.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}

@@ -1,0 +1,134 @@
+//! The prepare stage's work on one task: both splits become token files.
+
+use bam_cluster::run_dir::RunDir;
+use bam_cluster::stage_record::Sums;
+use bam_cluster::task::{Example, Examples, Task};
+
+use super::hdf5_file::WriteError;
+use super::token_file::{TokenFile, TokenSet};
+use super::tokenize::{TokenizeError, Tokenizer};
+
+/// Progress is told after so many examples.
+const PROGRESS: usize = 256;
+
+/// A task that could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// A text could not be tokenised.
+    #[error("task '{task}', {split} example {id}: {source}")]
+    Tokenize {
+        /// The task.
+        task: String,
+        /// `train` or `dev`.
+        split: &'static str,
+        /// Row number in the source file.
+        id: u64,
+        /// Why.
+        source: TokenizeError,
+    },
+    /// A token file could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// Tokenises both splits of `task` and writes `data/TASK-train.h5` and `data/TASK-dev.h5`. `progress` hears every now
+/// and then, and at the end, how many examples of both splits together are done. Returns `TASK-train` and `TASK-dev`
+/// with their files' SHA-256, which depend on the content only.
+///
+/// # Errors
+/// A text cannot be tokenised, or a file cannot be written.
+pub fn prepare_task(
+    task: &Task,
+    examples: &Examples,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+    vocab_sha256: &str,
+    run: &RunDir,
+    mut progress: impl FnMut(usize),
+) -> Result<Sums, PrepareError> {
+    let mut sums = Sums::new();
+    let mut done = 0;
+    for (split, examples_of_split) in [("train", &examples.train), ("dev", &examples.dev)] {
+        let mut set = TokenSet {
+            task: task.name.clone(),
+            split: split.to_owned(),
+            input_ids: Vec::new(),
+            token_type_ids: Vec::new(),
+            offsets: vec![0],
+            labels: Vec::with_capacity(examples_of_split.len()),
+            example_ids: Vec::with_capacity(examples_of_split.len()),
+            label_names: task.kind.output_names(),
+            max_length,
+            source_sha256: examples.source_sha256.clone(),
+            vocab_sha256: vocab_sha256.to_owned(),
+        };
+        for example in examples_of_split {
+            let failed = |source| PrepareError::Tokenize { task: task.name.clone(), split, id: example.id, source };
+            append(&mut set, example, tokenizer).map_err(failed)?;
+            done += 1;
+            if done % PROGRESS == 0 {
+                progress(done);
+            }
+        }
+        let sum = TokenFile::write(&run.data(&task.name, split), &set)?;
+        sums.insert(format!("{}-{split}", task.name), sum);
+    }
+    progress(done);
+    Ok(sums)
+}
+
+fn append(set: &mut TokenSet, example: &Example, tokenizer: &Tokenizer) -> Result<(), TokenizeError> {
+    let tokens = tokenizer.encode(&example.text, example.text_b.as_deref(), set.max_length)?;
+    set.token_type_ids.extend(tokens.types());
+    set.input_ids.extend(&tokens.ids);
+    set.offsets.push(set.input_ids.len());
+    set.labels.push(example.label);
+    set.example_ids.push(example.id);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bam_cluster::encoder::Encoder;
+    use bam_cluster::task::{glue_task, read_examples};
+
+    use super::*;
+
+    #[test]
+    fn both_splits_become_files_with_recorded_sums() {
+        let dir = tempfile::tempdir().unwrap();
+        let encoder = Encoder {
+            directory: dir.path().to_owned(),
+            config: serde_json::from_str(
+                r#"{"vocab_size":8,"hidden_size":4,"num_hidden_layers":1,"num_attention_heads":1,
+                    "intermediate_size":4,"max_position_embeddings":16}"#,
+            )
+            .unwrap(),
+        };
+        std::fs::write(dir.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\nc\nd\n").unwrap();
+        std::fs::create_dir(dir.path().join("RTE")).unwrap();
+        let rows = "index\ts1\ts2\tlabel\n0\ta b\tc\tentailment\n1\td\tx\tnot_entailment\n";
+        for file in ["RTE/train.tsv", "RTE/dev.tsv"] {
+            std::fs::write(dir.path().join(file), rows).unwrap();
+        }
+        let task = glue_task("rte", dir.path()).unwrap();
+        let examples = read_examples(&task, 1, None, Some(1)).unwrap();
+        let tokenizer = Tokenizer::open(&encoder).unwrap();
+        let run = RunDir::new(dir.path().join("run"));
+        let mut told = Vec::new();
+        let sums = prepare_task(&task, &examples, &tokenizer, 16, "v", &run, |n| told.push(n)).unwrap();
+        assert_eq!(told, [3]);
+        assert_eq!(sums.keys().collect::<Vec<_>>(), ["rte-dev", "rte-train"]);
+        let read =
+            |split: &str| TokenFile::read(&run.data("rte", split), Some(&sums[&format!("rte-{split}")])).unwrap();
+        let train = read("train");
+        assert_eq!((train.task.as_str(), train.split.as_str(), train.len()), ("rte", "train", 2));
+        assert_eq!(train.tokens(0), [2, 4, 5, 3, 6, 3]);
+        assert_eq!(train.token_types(1), [0, 0, 0, 1, 1]);
+        assert_eq!((train.labels[1], train.example_ids[1]), (1.0, 1));
+        assert_eq!(train.source_sha256, examples.source_sha256);
+        assert_eq!(read("dev").len(), 1);
+        let again = prepare_task(&task, &examples, &tokenizer, 16, "v", &run, |_| {}).unwrap();
+        assert_eq!(again, sums);
+    }
+}

@@ -1,0 +1,355 @@
+//! Text to token ids as BERT wants them: `[CLS] a [SEP] b [SEP]`, with the encoder's own WordPiece vocabulary.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bam_cluster::encoder::Encoder;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::bert::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+
+const SPECIAL: [&str; 4] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
+/// A longer word becomes `[UNK]`, as in BERT.
+const MAX_CHARACTERS_PER_WORD: usize = 100;
+
+/// A vocabulary or tokenizer that cannot be used, or a text that it fails on.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct TokenizeError {
+    /// The file that defines the tokens.
+    pub path: PathBuf,
+    /// What is wrong and what to do.
+    pub problem: String,
+}
+
+/// One example's tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokens {
+    /// Token ids with `[CLS]` and `[SEP]`, at most the maximal length.
+    pub ids: Vec<i32>,
+    /// How many of them belong to the first segment, up to and including the first `[SEP]`.
+    pub first_segment: usize,
+}
+
+impl Tokens {
+    /// The segment of each token: 0 up to and including the first `[SEP]`, 1 after it.
+    pub fn types(&self) -> impl Iterator<Item = u8> {
+        (0..self.ids.len()).map(|i| u8::from(i >= self.first_segment))
+    }
+}
+
+/// An encoder's way of cutting text into tokens.
+///
+/// Text is text: a `[SEP]` that somebody wrote in an example is a bracket, a word and a bracket, and separates nothing.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    path: PathBuf,
+    cls: i32,
+    sep: i32,
+}
+
+impl Tokenizer {
+    /// Opens the tokenizer of `encoder`: `tokenizer.json` where there is one, else BERT's rules with `vocab.txt` and
+    /// `tokenizer_config.json`. Whatever truncation and padding the file asks for is switched off.
+    ///
+    /// # Errors
+    /// A file is unreadable, lacks a special token, has more tokens than the encoder, or contradicts `vocab.txt`.
+    pub fn open(encoder: &Encoder) -> Result<Tokenizer, TokenizeError> {
+        let vocabulary_path = encoder.vocabulary();
+        let text = fs::read_to_string(&vocabulary_path)
+            .map_err(|e| TokenizeError { path: vocabulary_path.clone(), problem: e.to_string() })?;
+        let vocabulary = Vocabulary::new(&vocabulary_path, &text)?;
+        let path = encoder.tokenizer();
+        let refuse = |problem: String| TokenizeError { path: path.clone(), problem };
+        let mut inner = if path == vocabulary_path {
+            from_vocabulary(encoder, &text)?
+        } else {
+            let json = fs::read(&path).map_err(|e| refuse(e.to_string()))?;
+            tokenizers::Tokenizer::from_bytes(json).map_err(|e| {
+                refuse(format!("is not a tokenizer: {e}\n  fetch it again, or remove it to go by vocab.txt alone"))
+            })?
+        };
+        inner.with_truncation(None).map_err(|e| refuse(e.to_string()))?;
+        inner.with_padding(None);
+        inner.set_encode_special_tokens(true);
+        check(&inner, &vocabulary, encoder.config.vocab_size).map_err(refuse)?;
+        let [_, _, cls, sep] = vocabulary.special;
+        Ok(Tokenizer { inner, path, cls: cls as i32, sep: sep as i32 })
+    }
+
+    /// The tokens of one text or pair of texts, at most `max_length` (at least 3) with the special ones. While there
+    /// are too many, the longer text loses its last token, on a tie the second.
+    ///
+    /// # Errors
+    /// The tokenizer fails on the text.
+    pub fn encode(&self, text: &str, text_b: Option<&str>, max_length: usize) -> Result<Tokens, TokenizeError> {
+        let a = self.segment(text)?;
+        let b = text_b.map(|t| self.segment(t)).transpose()?;
+        let special = if b.is_some() { 3 } else { 2 };
+        let room = max_length.saturating_sub(special);
+        let (keep_a, keep_b) = kept(a.len(), b.as_ref().map_or(0, Vec::len), room);
+        let mut ids = Vec::with_capacity(keep_a + keep_b + special);
+        ids.push(self.cls);
+        ids.extend(&a[..keep_a]);
+        ids.push(self.sep);
+        let first_segment = ids.len();
+        if let Some(b) = b {
+            ids.extend(&b[..keep_b]);
+            ids.push(self.sep);
+        }
+        Ok(Tokens { ids, first_segment })
+    }
+
+    fn segment(&self, text: &str) -> Result<Vec<i32>, TokenizeError> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| {
+            let start: String = text.chars().take(40).collect();
+            TokenizeError { path: self.path.clone(), problem: format!("fails on the text '{start}…': {e}") }
+        })?;
+        Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
+    }
+}
+
+/// How many tokens each of two segments keeps when there is room for `room` together: while there are too many, the
+/// longer one loses its last, on a tie the second.
+fn kept(mut a: usize, mut b: usize, room: usize) -> (usize, usize) {
+    while a + b > room {
+        if a > b { a -= 1 } else { b -= 1 }
+    }
+    (a, b)
+}
+
+/// `vocab.txt`: the truth about token ids.
+struct Vocabulary {
+    /// Tokens in it.
+    size: usize,
+    /// Ids of [`SPECIAL`].
+    special: [usize; 4],
+}
+
+impl Vocabulary {
+    fn new(path: &Path, text: &str) -> Result<Vocabulary, TokenizeError> {
+        let refuse = |problem: String| TokenizeError { path: path.to_owned(), problem };
+        let mut ids = HashMap::new();
+        for (id, token) in text.lines().enumerate() {
+            if let Some(before) = ids.insert(token.trim_end(), id) {
+                let (first, second) = (before + 1, id + 1);
+                return Err(refuse(format!(
+                    "lines {first} and {second} hold the same token\n  take vocab.txt from the encoder's own model"
+                )));
+            }
+        }
+        let mut special = [0; 4];
+        for (id, name) in special.iter_mut().zip(SPECIAL) {
+            *id = *ids.get(name).ok_or_else(|| {
+                refuse(format!("the vocabulary has no {name}\n  take vocab.txt from the encoder's own model"))
+            })?;
+        }
+        Ok(Vocabulary { size: ids.len(), special })
+    }
+}
+
+/// The part of `tokenizer_config.json` that decides about normalising, when there is no `tokenizer.json`.
+struct Normalizing {
+    lower_case: bool,
+    chinese: bool,
+    strip_accents: Option<bool>,
+}
+
+impl Normalizing {
+    fn of(directory: &Path) -> Result<Normalizing, TokenizeError> {
+        let path = directory.join("tokenizer_config.json");
+        let refuse = |problem: String| TokenizeError { path: path.clone(), problem };
+        let config: serde_json::Value = match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|e| refuse(format!("is not JSON: {e}")))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => serde_json::Value::Null,
+            Err(e) => return Err(refuse(e.to_string())),
+        };
+        let switch = |name: &str| match config.get(name) {
+            None | Some(serde_json::Value::Null) => Ok(None),
+            Some(serde_json::Value::Bool(value)) => Ok(Some(*value)),
+            Some(other) => Err(refuse(format!("{name} is {other}; it has to be true or false"))),
+        };
+        Ok(Normalizing {
+            lower_case: switch("do_lower_case")?.unwrap_or(true),
+            chinese: switch("tokenize_chinese_chars")?.unwrap_or(true),
+            strip_accents: switch("strip_accents")?,
+        })
+    }
+}
+
+fn from_vocabulary(encoder: &Encoder, text: &str) -> Result<tokenizers::Tokenizer, TokenizeError> {
+    let rules = Normalizing::of(&encoder.directory)?;
+    let refuse = |e: tokenizers::Error| TokenizeError { path: encoder.vocabulary(), problem: e.to_string() };
+    let model = WordPiece::builder()
+        .vocab(WordPiece::read_bytes(text.as_bytes()).map_err(refuse)?)
+        .unk_token("[UNK]".to_owned())
+        .continuing_subword_prefix("##".to_owned())
+        .max_input_chars_per_word(MAX_CHARACTERS_PER_WORD)
+        .build()
+        .map_err(refuse)?;
+    let mut tokenizer = tokenizers::Tokenizer::new(model);
+    tokenizer.with_normalizer(Some(BertNormalizer::new(true, rules.chinese, rules.strip_accents, rules.lower_case)));
+    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+    Ok(tokenizer)
+}
+
+/// Compares a tokenizer with the vocabulary beside it and with the encoder's embeddings.
+fn check(tokenizer: &tokenizers::Tokenizer, vocabulary: &Vocabulary, embeddings: usize) -> Result<(), String> {
+    let remedy = "take all files of the encoder from the same model, or remove tokenizer.json to go by vocab.txt alone";
+    for (name, id) in SPECIAL.iter().zip(vocabulary.special) {
+        match tokenizer.token_to_id(name) {
+            Some(here) if here as usize == id => {}
+            Some(here) => return Err(format!("{name} is token {here} here, but {id} in vocab.txt\n  {remedy}")),
+            None => return Err(format!("there is no {name} here\n  {remedy}")),
+        }
+    }
+    let tokens = tokenizer.get_vocab(true);
+    if tokens.len() != vocabulary.size {
+        let (here, there) = (tokens.len(), vocabulary.size);
+        return Err(format!("there are {here} tokens here, but {there} in vocab.txt\n  {remedy}"));
+    }
+    match tokens.values().max() {
+        Some(&largest) if largest as usize >= embeddings => Err(format!(
+            "the largest token id is {largest}, but the encoder has embeddings for {embeddings} tokens\n  {remedy}"
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bam_cluster::encoder::EncoderConfig;
+    use proptest::prelude::*;
+    use tokenizers::{PaddingParams, PaddingStrategy, TruncationParams};
+
+    use super::*;
+
+    const WORDS: &str = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[\n]\nsep\nplay\n##ing\nPlay\ncafe\n!\n";
+
+    fn encoder(directory: &Path) -> Encoder {
+        let shape = r#"{"vocab_size":12,"hidden_size":4,"num_hidden_layers":1,"num_attention_heads":1,
+            "intermediate_size":4,"max_position_embeddings":16}"#;
+        let config: EncoderConfig = serde_json::from_str(shape).unwrap();
+        Encoder { directory: directory.to_owned(), config }
+    }
+
+    fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, content) in [&[("vocab.txt", WORDS)], files].concat() {
+            fs::write(dir.path().join(name), content).unwrap();
+        }
+        dir
+    }
+
+    fn tokenizer(files: &[(&str, &str)]) -> Result<Tokenizer, TokenizeError> {
+        Tokenizer::open(&encoder(directory(files).path()))
+    }
+
+    fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<i32> {
+        tokenizer.encode(text, None, 16).unwrap().ids
+    }
+
+    /// The tokenizer of [`WORDS`] as Hugging Face would save it, after `change`.
+    fn json(change: impl Fn(&mut tokenizers::Tokenizer)) -> String {
+        let mut tokenizer = tokenizer(&[]).unwrap().inner;
+        change(&mut tokenizer);
+        tokenizer.to_string(false).unwrap()
+    }
+
+    #[test]
+    fn a_pair_is_framed_and_its_segments_are_numbered() {
+        let tokenizer = tokenizer(&[]).unwrap();
+        let tokens = tokenizer.encode("Playing!", Some("play xyz"), 16).unwrap();
+        assert_eq!(tokens.ids, [2, 7, 8, 11, 3, 7, 1, 3]);
+        assert_eq!(tokens.first_segment, 5);
+        assert_eq!(tokens.types().collect::<Vec<_>>(), [0, 0, 0, 0, 0, 1, 1, 1]);
+        let single = tokenizer.encode("", None, 16).unwrap();
+        assert_eq!((single.ids, single.first_segment), (vec![2, 3], 2));
+    }
+
+    #[test]
+    fn the_longer_segment_is_cut_first() {
+        let tokenizer = tokenizer(&[]).unwrap();
+        let cut = |a, b, max| tokenizer.encode(a, b, max).unwrap();
+        assert_eq!(cut("! ! ! ! !", Some("play !"), 7).ids, [2, 11, 11, 3, 7, 11, 3]);
+        assert_eq!(cut("! !", Some("play play"), 6).ids, [2, 11, 11, 3, 7, 3]);
+        assert_eq!(cut("! ! ! ! !", None, 4).ids, [2, 11, 11, 3]);
+    }
+
+    #[test]
+    fn lower_casing_and_accents_follow_the_tokenizers_config() {
+        let lower = tokenizer(&[]).unwrap();
+        assert_eq!(ids(&lower, "Play Café"), [2, 7, 10, 3]);
+        let cased =
+            tokenizer(&[("tokenizer_config.json", r#"{"do_lower_case": false, "strip_accents": null}"#)]).unwrap();
+        assert_eq!(ids(&cased, "Play Café"), [2, 9, 1, 3]);
+        let wrong = tokenizer(&[("tokenizer_config.json", r#"{"do_lower_case": "no"}"#)]).err().unwrap().to_string();
+        assert!(wrong.contains("do_lower_case is \"no\""), "{wrong}");
+    }
+
+    #[test]
+    fn special_tokens_in_a_text_are_text() {
+        let plain = tokenizer(&[]).unwrap();
+        let special = json(|t| {
+            t.add_special_tokens(&[tokenizers::AddedToken::from("[SEP]", true)]);
+        });
+        let whole = tokenizer(&[("tokenizer.json", &special)]).unwrap();
+        for tokenizer in [plain, whole] {
+            assert_eq!(ids(&tokenizer, "[SEP]"), [2, 4, 6, 5, 3]);
+        }
+    }
+
+    #[test]
+    fn a_saved_tokenizer_neither_cuts_nor_pads() {
+        let saved = json(|t| {
+            let truncation = TruncationParams { max_length: 2, ..Default::default() };
+            let padding = PaddingParams { strategy: PaddingStrategy::Fixed(9), ..Default::default() };
+            t.with_padding(Some(padding)).with_truncation(Some(truncation)).unwrap();
+        });
+        let tokenizer = tokenizer(&[("tokenizer.json", &saved)]).unwrap();
+        assert_eq!(ids(&tokenizer, "play play play !"), [2, 7, 7, 7, 11, 3]);
+    }
+
+    #[test]
+    fn files_that_contradict_one_another_are_refused() {
+        let swapped = WORDS.replace("[CLS]\n[SEP]", "[SEP]\n[CLS]");
+        let longer = format!("{WORDS}more\n");
+        let saved = json(|_| {});
+        let cases: [(&[(&str, &str)], &str); 6] = [
+            (&[("vocab.txt", &swapped), ("tokenizer.json", &saved)], "[CLS] is token 2 here, but 3 in vocab.txt"),
+            (&[("vocab.txt", &longer), ("tokenizer.json", &saved)], "12 tokens here, but 13 in vocab.txt"),
+            (&[("vocab.txt", &longer)], "the largest token id is 12, but the encoder has embeddings for 12"),
+            (&[("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n")], "the vocabulary has no [SEP]"),
+            (&[("vocab.txt", "a\nb\na\n")], "lines 1 and 3 hold the same token"),
+            (&[("tokenizer.json", "{}")], "is not a tokenizer"),
+        ];
+        for (files, expected) in cases {
+            let message = tokenizer(files).err().unwrap().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn cutting_fills_the_room_and_evens_out(a in 0..300usize, b in 0..300usize, room in 0..300usize) {
+            let (keep_a, keep_b) = kept(a, b, room);
+            prop_assert!(keep_a <= a && keep_b <= b);
+            prop_assert_eq!(keep_a + keep_b, room.min(a + b));
+            // Only the longer one is ever cut, so it never becomes the shorter one by more than the tie's one token.
+            prop_assert!(keep_a == a || keep_a >= keep_b);
+            prop_assert!(keep_b == b || keep_b + 1 >= keep_a);
+        }
+
+        #[test]
+        fn any_text_gives_a_framed_sequence_of_known_tokens(a in "\\PC{0,40}", b in "\\PC{0,40}", max in 3..20usize) {
+            let tokenizer = tokenizer(&[]).unwrap();
+            let tokens = tokenizer.encode(&a, Some(&b), max).unwrap();
+            prop_assert!(tokens.ids.len() <= max);
+            prop_assert!(tokens.ids.iter().all(|id| (0..12).contains(id)));
+            prop_assert_eq!(tokens.ids[0], 2);
+            prop_assert_eq!(tokens.ids.iter().filter(|id| **id == 3).count(), 2);
+            prop_assert_eq!(tokens.ids[tokens.first_segment - 1], 3);
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! GLUE's metrics as pure functions of predictions and gold labels, with the values that scikit-learn and SciPy give.
+
+use std::collections::BTreeSet;
+
+use bam_cluster::stage_record::TaskScores;
+use bam_cluster::task::{Kind, Metric};
+
+/// All `metrics` of one task. `predictions` and `labels` are \[N\] in the same order: class indices, or scores on the
+/// task's own scale.
+pub fn score(kind: &Kind, metrics: &[Metric], predictions: &[f32], labels: &[f32]) -> TaskScores {
+    let value = |metric: Metric| match metric {
+        Metric::Accuracy => accuracy(predictions, labels),
+        Metric::F1 => f1(predictions, labels),
+        Metric::Matthews => matthews(predictions, labels),
+        Metric::Pearson => pearson(predictions, labels),
+        Metric::Spearman => spearman(predictions, labels),
+    };
+    let distinct = || predictions.iter().map(|p| class(*p)).collect::<BTreeSet<_>>().len();
+    TaskScores {
+        metrics: metrics.iter().map(|m| (m.name().to_owned(), value(*m))).collect(),
+        examples: labels.len(),
+        classes_predicted: kind.is_classification().then(distinct),
+    }
+}
+
+/// Share of right answers; `None` without examples.
+pub fn accuracy(predictions: &[f32], labels: &[f32]) -> Option<f64> {
+    let right = classes(predictions, labels).filter(|(p, l)| p == l).count();
+    ratio(right as f64, labels.len() as f64)
+}
+
+/// F1 of class 1; 0 if nobody predicts it and nothing has it. `None` without examples.
+pub fn f1(predictions: &[f32], labels: &[f32]) -> Option<f64> {
+    if labels.is_empty() {
+        return None;
+    }
+    let count =
+        |wanted: (bool, bool)| classes(predictions, labels).filter(|&(p, l)| (p == 1, l == 1) == wanted).count() as f64;
+    let hits = 2.0 * count((true, true));
+    Some(ratio(hits, hits + count((true, false)) + count((false, true))).unwrap_or(0.0))
+}
+
+/// Matthews correlation of any number of classes, −1 to 1; 0 where it is undefined (all predictions or all labels the
+/// same). `None` without examples.
+pub fn matthews(predictions: &[f32], labels: &[f32]) -> Option<f64> {
+    let pairs: Vec<(i64, i64)> = classes(predictions, labels).collect();
+    if pairs.is_empty() {
+        return None;
+    }
+    let seen: BTreeSet<i64> = pairs.iter().flat_map(|&(p, l)| [p, l]).collect();
+    let n = pairs.len() as f64;
+    let right = pairs.iter().filter(|(p, l)| p == l).count() as f64;
+    let (mut both, mut of_predictions, mut of_labels) = (0.0, 0.0, 0.0);
+    for class in seen {
+        let predicted = pairs.iter().filter(|(p, _)| *p == class).count() as f64;
+        let true_ones = pairs.iter().filter(|(_, l)| *l == class).count() as f64;
+        both += predicted * true_ones;
+        of_predictions += predicted * predicted;
+        of_labels += true_ones * true_ones;
+    }
+    let denominator = ((n * n - of_predictions) * (n * n - of_labels)).sqrt();
+    Some(ratio(right * n - both, denominator).unwrap_or(0.0))
+}
+
+/// Pearson correlation, −1 to 1; `None` where it is undefined (fewer than two examples, constant or non-finite input).
+pub fn pearson(predictions: &[f32], labels: &[f32]) -> Option<f64> {
+    correlation(&wide(predictions)?, &wide(labels)?)
+}
+
+/// Spearman rank correlation, −1 to 1; equal values share the mean of their ranks. `None` where it is undefined (fewer
+/// than two examples, constant or non-finite input).
+pub fn spearman(predictions: &[f32], labels: &[f32]) -> Option<f64> {
+    correlation(&ranks(&wide(predictions)?), &ranks(&wide(labels)?))
+}
+
+fn class(value: f32) -> i64 {
+    value.round() as i64
+}
+
+fn classes(predictions: &[f32], labels: &[f32]) -> impl Iterator<Item = (i64, i64)> {
+    predictions.iter().zip(labels).map(|(p, l)| (class(*p), class(*l)))
+}
+
+fn ratio(numerator: f64, denominator: f64) -> Option<f64> {
+    (denominator != 0.0).then(|| numerator / denominator)
+}
+
+fn wide(values: &[f32]) -> Option<Vec<f64>> {
+    values.iter().map(|v| v.is_finite().then(|| f64::from(*v))).collect()
+}
+
+fn correlation(x: &[f64], y: &[f64]) -> Option<f64> {
+    let constant = |values: &[f64]| values.iter().all(|v| *v == values[0]);
+    if x.len() != y.len() || x.len() < 2 || constant(x) || constant(y) {
+        return None;
+    }
+    let centred = |values: &[f64]| {
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        values.iter().map(|v| v - mean).collect::<Vec<f64>>()
+    };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let (x, y) = (centred(x), centred(y));
+    ratio(dot(&x, &y), dot(&x, &x).sqrt() * dot(&y, &y).sqrt()).map(|r| r.clamp(-1.0, 1.0))
+}
+
+/// Ranks from 1; equal values share the mean of theirs.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut start = 0;
+    for group in order.chunk_by(|&a, &b| values[a] == values[b]) {
+        let mean = start as f64 + (group.len() as f64 + 1.0) / 2.0;
+        for &i in group {
+            ranks[i] = mean;
+        }
+        start += group.len();
+    }
+    ranks
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn close(found: Option<f64>, expected: f64) {
+        let found = found.expect("defined");
+        assert!((found - expected).abs() < 1e-12, "{found} instead of {expected}");
+    }
+
+    #[test]
+    fn two_classes_as_scikit_learn_has_them() {
+        let predictions = [0., 1., 1., 0., 1., 0., 0., 1., 1., 0.];
+        let labels = [0., 1., 0., 0., 1., 1., 0., 1., 1., 1.];
+        close(accuracy(&predictions, &labels), 0.7);
+        close(f1(&predictions, &labels), 0.727_272_727_272_727_3);
+        close(matthews(&predictions, &labels), 0.408_248_290_463_863);
+    }
+
+    #[test]
+    fn three_classes_as_scikit_learn_has_them() {
+        let predictions = [0., 1., 2., 2., 1., 0., 2., 1., 0., 0., 1., 2.];
+        let labels = [0., 1., 2., 1., 1., 2., 2., 0., 0., 1., 1., 0.];
+        close(accuracy(&predictions, &labels), 7.0 / 12.0);
+        close(matthews(&predictions, &labels), 0.378_968_364_479_934_53);
+    }
+
+    #[test]
+    fn one_class_only_gives_zero_as_in_scikit_learn() {
+        close(f1(&[0., 0.], &[0., 0.]), 0.0);
+        close(f1(&[1., 0.], &[0., 0.]), 0.0);
+        close(matthews(&[1., 1.], &[0., 1.]), 0.0);
+        close(matthews(&[1., 1.], &[1., 1.]), 0.0);
+    }
+
+    #[test]
+    fn correlations_as_scipy_has_them() {
+        let labels = [0., 1.5, 3., 3.2, 5., 2.5, 0.25, 4.25];
+        let predictions = [0.5, 1.2, 3.3, 3.3, 4.9, 2., 0., 5.];
+        close(pearson(&predictions, &labels), 0.975_028_774_349_764_8);
+        close(spearman(&predictions, &labels), 0.946_124_746_911_474_5);
+        let with_ties = [1., 1., 2., 2., 2., 3., 0., 1.];
+        close(pearson(&with_ties, &labels), 0.526_719_038_064_772_9);
+        close(spearman(&with_ties, &labels), 0.475_594_865_605_671_06);
+    }
+
+    #[test]
+    fn what_is_undefined_is_none() {
+        for metric in [pearson, spearman] {
+            assert_eq!(metric(&[0.1, 0.1, 0.1], &[1., 2., 3.]), None);
+            assert_eq!(metric(&[1., 2., 3.], &[0.7; 3]), None);
+            assert_eq!(metric(&[1., f32::NAN, 3.], &[1., 2., 3.]), None);
+            assert_eq!(metric(&[1.], &[1.]), None);
+        }
+        for metric in [accuracy, f1, matthews] {
+            assert_eq!(metric(&[], &[]), None);
+        }
+    }
+
+    #[test]
+    fn a_task_gets_the_metrics_it_asks_for() {
+        let kind = Kind::Classification { labels: vec!["0".into(), "1".into()], thresholds: vec![] };
+        let scores = score(&kind, &[Metric::Accuracy, Metric::Matthews], &[1., 1., 1.], &[1., 0., 1.]);
+        assert_eq!(scores.metrics.keys().collect::<Vec<_>>(), ["accuracy", "matthews"]);
+        close(scores.metrics["accuracy"], 2.0 / 3.0);
+        assert_eq!((scores.examples, scores.classes_predicted), (3, Some(1)));
+        let scores = score(&Kind::Regression { min: 0., max: 5. }, &[Metric::Spearman], &[2., 2.], &[0., 1.]);
+        assert_eq!(scores.metrics["spearman"], None);
+        assert_eq!(scores.classes_predicted, None);
+    }
+
+    fn pairs(values: impl Strategy<Value = f32> + Clone) -> impl Strategy<Value = Vec<(f32, f32)>> {
+        prop::collection::vec((values.clone(), values), 2..60)
+    }
+
+    fn small_integers(below: u8) -> impl Strategy<Value = f32> + Clone {
+        (0..below).prop_map(f32::from)
+    }
+
+    proptest! {
+        #[test]
+        fn no_metric_depends_on_the_order_of_examples(
+            (pairs, shuffled) in pairs(small_integers(4)).prop_flat_map(|p| (Just(p.clone()), Just(p).prop_shuffle())),
+        ) {
+            let (a, b): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let (c, d): (Vec<f32>, Vec<f32>) = shuffled.into_iter().unzip();
+            for metric in [accuracy, f1, matthews, pearson, spearman] {
+                match (metric(&a, &b), metric(&c, &d)) {
+                    (Some(x), Some(y)) => prop_assert!((x - y).abs() < 1e-12),
+                    (x, y) => prop_assert_eq!(x, y),
+                }
+            }
+        }
+
+        #[test]
+        fn correlations_are_symmetric_bounded_and_matthews_of_two_classes_is_pearson(
+            pairs in pairs(small_integers(2)),
+        ) {
+            let (a, b): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            for metric in [matthews, pearson, spearman] {
+                let (there, back) = (metric(&a, &b), metric(&b, &a));
+                prop_assert!((there.unwrap_or(0.0) - back.unwrap_or(0.0)).abs() < 1e-12);
+                prop_assert!(there.is_none_or(|r| (-1.0..=1.0).contains(&r)));
+            }
+            prop_assert!((pearson(&a, &b).unwrap_or(0.0) - matthews(&a, &b).unwrap_or(0.0)).abs() < 1e-9);
+        }
+
+        #[test]
+        fn the_right_answers_get_full_marks(values in prop::collection::vec(small_integers(3), 2..40)) {
+            prop_assert_eq!(accuracy(&values, &values), Some(1.0));
+            let varied = values.iter().any(|v| *v != values[0]);
+            prop_assert_eq!(matthews(&values, &values), Some(if varied { 1.0 } else { 0.0 }));
+            let expected = varied.then_some(1.0f64);
+            for metric in [pearson, spearman] {
+                let found = metric(&values, &values).map(|r| (r * 1e9).round() / 1e9);
+                prop_assert_eq!(found, expected);
+            }
+        }
+
+        #[test]
+        fn names_of_classes_do_not_matter_to_matthews(pairs in pairs(small_integers(3))) {
+            let (a, b): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let renamed = |v: &[f32]| v.iter().map(|c| (c + 1.0) % 3.0).collect::<Vec<f32>>();
+            let (x, y) = (matthews(&a, &b), matthews(&renamed(&a), &renamed(&b)));
+            prop_assert!((x.unwrap_or(9.0) - y.unwrap_or(9.0)).abs() < 1e-12);
+        }
+
+        #[test]
+        fn spearman_sees_order_only(pairs in pairs(small_integers(20))) {
+            let (a, b): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
+            let stretched: Vec<f32> = a.iter().map(|v| v * v * v + 2.0 * v - 7.0).collect();
+            prop_assert_eq!(spearman(&a, &b), spearman(&stretched, &b));
+        }
+    }
+}

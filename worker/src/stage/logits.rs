@@ -1,0 +1,153 @@
+//! Runs each teacher over the training data of its task. Every rank writes a shard; rank 0 proves that they are
+//! complete before it publishes them under their name.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use bam_cluster::plan::{LogitsStage, Teacher};
+use bam_cluster::protocol::{FromRank, Outcome};
+use bam_cluster::stage_record::Sums;
+use bam_cluster::task::Task;
+use bam_cluster::teacher::{FORMAT_VERSION, LogitsManifest, Provenance, Shard, shard_name};
+use bam_cluster::{digest, files};
+
+use super::publish::load;
+use super::train::read_tokens;
+use crate::data::TokenSet;
+use crate::eval::{outputs, share};
+use crate::session::Session;
+use crate::shard::{read_logits, write_shard};
+
+pub(super) fn run(session: &Session, stage: &LogitsStage) -> Result<Outcome> {
+    session.activity.phase("teacher logits");
+    let mut sets = Vec::new();
+    for teacher in &stage.teachers {
+        sets.push(read_tokens(session, &teacher.task, "train")?);
+    }
+    let mut progress = Progress { done: 0, total: sets.iter().map(|s| s.len() as u64).sum() };
+    let mut made = Sums::new();
+    for (teacher, set) in stage.teachers.iter().zip(&sets) {
+        made.insert(teacher.task.clone(), one_teacher(session, teacher, set, &mut progress)?);
+        // All ranks stop at the same teacher, or none does.
+        let wish = session.world.broadcast("stop", 0, vec![u8::from(session.control.stop_requested())])?;
+        if wish == [1] && made.len() < stage.teachers.len() {
+            return Ok(Outcome::Stopped { step: 0 });
+        }
+    }
+    Ok(Outcome::Finished { outputs: made })
+}
+
+struct Progress {
+    done: u64,
+    total: u64,
+}
+
+/// Where this teacher's logits on this data come from.
+fn provenance(session: &Session, task: &Task, set: &TokenSet, teacher_sha256: &str) -> Result<Provenance> {
+    Ok(Provenance {
+        task: task.name.clone(),
+        label_names: task.kind.output_names(),
+        teacher_sha256: teacher_sha256.to_owned(),
+        data_sha256: session.input(&format!("data {}-train", task.name))?.to_owned(),
+        vocab_sha256: set.vocab_sha256.clone(),
+    })
+}
+
+/// Computes and publishes the logits of one teacher; returns the SHA-256 of their manifest.
+fn one_teacher(session: &Session, teacher: &Teacher, set: &TokenSet, progress: &mut Progress) -> Result<String> {
+    let task = session.task(&teacher.task)?;
+    let directory = session.run.model(&teacher.stage);
+    let weights = directory.join("model.safetensors");
+    let sum = digest::of_file(&weights).with_context(|| weights.display().to_string())?;
+    ensure!(
+        sum == session.input(&format!("teacher {}", teacher.stage))?,
+        "{}: the teacher was changed after its training; remove {} and run again",
+        weights.display(),
+        session.run.stage(&teacher.stage).display()
+    );
+    let provenance = provenance(session, task, set, &sum)?;
+    let model = load(&directory, task)?;
+    let size = session.world.size();
+    let mine = share(set, session.world.rank(), size);
+    let logits = outputs(&model, 0, set, &mine, session.recipe.cluster.layout, |n| {
+        progress.done += (n * size) as u64;
+        let done = progress.done.min(progress.total);
+        session.tell(&FromRank::Progress { done, total: progress.total })
+    })?;
+    let ids: Vec<u64> = mine.iter().map(|&i| set.example_ids[i]).collect();
+    publish_shards(session, teacher, set, &provenance, &ids, &logits)
+}
+
+fn publish_shards(
+    session: &Session,
+    teacher: &Teacher,
+    set: &TokenSet,
+    provenance: &Provenance,
+    ids: &[u64],
+    logits: &[f32],
+) -> Result<String> {
+    let (rank, size) = (session.world.rank(), session.world.size());
+    let target = session.run.logits(&teacher.stage, &teacher.task);
+    let aside = target.with_extension(format!("draft-{}", session.fence.incarnation()));
+    fs::create_dir_all(&aside).with_context(|| aside.display().to_string())?;
+    let file = shard_name(rank, size);
+    let path = aside.join(&file);
+    write_shard(&path, provenance, ids, logits)?;
+    let sha256 = digest::of_file(&path).with_context(|| path.display().to_string())?;
+    let own = Shard { file, rows: ids.len(), sha256 };
+    let all = session.world.all_gather("shards", &serde_json::to_vec(&own)?)?;
+    let mut sum = String::new();
+    if session.is_first() {
+        let shards: Vec<Shard> = all.iter().map(|b| serde_json::from_slice(b)).collect::<Result<_, _>>()?;
+        let provenance = provenance.clone();
+        let manifest = LogitsManifest { format_version: FORMAT_VERSION, provenance, examples: set.len(), shards };
+        sum = commit(session, &aside, &target, &manifest, set)?;
+    }
+    let sum = session.world.broadcast("manifest", 0, sum.into_bytes())?;
+    Ok(String::from_utf8(sum)?)
+}
+
+/// Writes the manifest, reads everything back as a student would, and only then gives the directory its name.
+fn commit(
+    session: &Session,
+    aside: &Path,
+    target: &Path,
+    manifest: &LogitsManifest,
+    set: &TokenSet,
+) -> Result<String> {
+    let context = || format!("publishing logits to {}", target.display());
+    let path = aside.join("manifest.json");
+    files::write_json(&path, manifest).with_context(context)?;
+    read_logits(aside, &manifest.provenance, &set.example_ids)?;
+    let sum = digest::of_file(&path).with_context(context)?;
+    session.fence.check()?;
+    if target.exists() {
+        fs::remove_dir_all(target).with_context(context)?;
+    }
+    fs::rename(aside, target).with_context(context)?;
+    files::sync_dir(target.parent().unwrap_or(target)).with_context(context)?;
+    Ok(sum)
+}
+
+/// A teacher's outputs for all of `set`, proved complete and made from what is there now: [examples, outputs].
+pub(super) fn read_teacher_logits(
+    session: &Session,
+    teacher: &Teacher,
+    task: &Task,
+    set: &TokenSet,
+) -> Result<Vec<f32>> {
+    let directory = session.run.logits(&teacher.stage, &teacher.task);
+    let manifest = directory.join("manifest.json");
+    let sum = digest::of_file(&manifest).with_context(|| manifest.display().to_string())?;
+    ensure!(
+        sum == session.input(&format!("logits {}", task.name))?,
+        "{}: was changed after the logits were made; remove {} and run again",
+        manifest.display(),
+        session.run.stage("logits").display()
+    );
+    let weights = session.run.model(&teacher.stage).join("model.safetensors");
+    let teacher_sha256 = digest::of_file(&weights).with_context(|| weights.display().to_string())?;
+    let expected = provenance(session, task, set, &teacher_sha256)?;
+    Ok(read_logits(&directory, &expected, &set.example_ids)?)
+}

@@ -1,0 +1,24 @@
+//! The stages: what a rank does between meeting the others and leaving them.
+
+mod logits;
+mod prepare;
+mod publish;
+mod train;
+
+use anyhow::Result;
+use bam_cluster::plan::StageWork;
+use bam_cluster::protocol::Outcome;
+
+use crate::session::Session;
+
+/// Does the session's stage.
+///
+/// # Errors
+/// Whatever keeps this rank from going on.
+pub fn run(session: &Session) -> Result<Outcome> {
+    match &session.stage.work {
+        StageWork::Prepare => prepare::run(session),
+        StageWork::Train(stage) => train::run(session, stage),
+        StageWork::Logits(stage) => logits::run(session, stage),
+    }
+}

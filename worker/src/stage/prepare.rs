@@ -1,0 +1,51 @@
+//! Tokenises every task once. Tasks are dealt out to the ranks.
+
+use anyhow::{Result, ensure};
+use bam_cluster::digest::short;
+use bam_cluster::protocol::{FromRank, Outcome};
+use bam_cluster::stage_record::Sums;
+use bam_cluster::task::read_examples;
+
+use crate::data::{Tokenizer, prepare_task};
+use crate::session::Session;
+
+pub(super) fn run(session: &Session) -> Result<Outcome> {
+    session.activity.phase("tokenising");
+    let recipe = &session.recipe;
+    let (rank, size) = (session.world.rank(), session.world.size());
+    let tokenizer = Tokenizer::open(&session.encoder)?;
+    let vocabulary = session.encoder.vocabulary_sha256()?;
+    let mut made = Sums::new();
+    for task in session.tasks.iter().skip(rank).step_by(size) {
+        let examples = read_examples(task, recipe.seed, recipe.data.max_train_examples, recipe.data.max_dev_examples)?;
+        let (now, was) = (&examples.source_sha256, session.input(&format!("source {}", task.name))?);
+        ensure!(
+            now == was,
+            "the files of task '{}' changed while the run was starting (from {} to {}); run again",
+            task.name,
+            short(was),
+            short(now)
+        );
+        let total = (examples.train.len() + examples.dev.len()) as u64;
+        let mut done = 0;
+        let progress = |n: usize| {
+            done += n as u64;
+            if done.is_multiple_of(500) {
+                // The launcher's absence is noticed elsewhere.
+                let _ = session.tell(&FromRank::Progress { done, total });
+            }
+        };
+        let max_length = recipe.model.max_length;
+        made.extend(prepare_task(task, &examples, &tokenizer, max_length, &vocabulary, &session.run, progress)?);
+        if session.control.stop_requested() {
+            break;
+        }
+    }
+    let all = session.world.all_gather("prepared files", &serde_json::to_vec(&made)?)?;
+    let mut outputs = Sums::new();
+    for one in &all {
+        outputs.extend(serde_json::from_slice::<Sums>(one)?);
+    }
+    let complete = outputs.len() == 2 * session.tasks.len();
+    Ok(if complete { Outcome::Finished { outputs } } else { Outcome::Stopped { step: 0 } })
+}

@@ -1,0 +1,112 @@
+//! Trains one model, publishes it and judges it on dev.
+
+use anyhow::{Context, Result, ensure};
+use bam_cluster::encoder::EncoderConfig;
+use bam_cluster::files;
+use bam_cluster::plan::TrainStage;
+use bam_cluster::protocol::{FromRank, Outcome};
+use bam_cluster::stage_record::{Scores, Sums};
+use bam_cluster::task::{Kind, Task};
+
+use super::logits::read_teacher_logits;
+use super::publish::publish;
+use crate::data::{TokenFile, TokenSet};
+use crate::eval::{metrics::score, predict};
+use crate::gradient::tail_length;
+use crate::model::{Bert, Head};
+use crate::session::Session;
+use crate::snapshot::{Reading, read_parameters};
+use crate::telemetry::Metrics;
+use crate::train::{LoopEnd, TrainTask, Trainer, train};
+
+pub(super) fn run(session: &Session, stage: &TrainStage) -> Result<Outcome> {
+    session.activity.phase("loading");
+    let tasks: Vec<&Task> = stage.tasks.iter().map(|t| session.task(t)).collect::<Result<_>>()?;
+    let data = load_data(session, stage, &tasks)?;
+    let model = initial_model(session, stage, &tasks)?;
+    let mut trainer = Trainer::new(session, stage.clone(), data, model);
+    trainer.resume(session)?;
+    let mut metrics = if session.is_first() {
+        let path = session.run.metrics(&session.stage.name);
+        Some(Metrics::open(&path, trainer.next_step()).with_context(|| path.display().to_string())?)
+    } else {
+        None
+    };
+    session.tell(&FromRank::Ready { next_step: trainer.next_step() })?;
+    if let LoopEnd::Stopped(step) = train(session, &mut trainer, &mut metrics)? {
+        return Ok(Outcome::Stopped { step });
+    }
+    finish(session, &tasks, trainer.model())
+}
+
+/// Tokens, labels and teachers' outputs of all tasks.
+fn load_data(session: &Session, stage: &TrainStage, tasks: &[&Task]) -> Result<Vec<TrainTask>> {
+    let mut data = Vec::new();
+    for (task, size) in tasks.iter().zip(&stage.sizes) {
+        let set = read_tokens(session, &task.name, "train")?;
+        ensure!(set.len() == *size, "task '{}' has {} training examples, the plan says {size}", task.name, set.len());
+        let teacher = stage.teachers.iter().find(|t| t.task == task.name);
+        let teacher = teacher.map(|t| read_teacher_logits(session, t, task, &set)).transpose()?;
+        data.push(TrainTask { kind: task.kind.clone(), set, teacher });
+    }
+    Ok(data)
+}
+
+/// One split of a task, checked against the sum that the launcher knows.
+pub(super) fn read_tokens(session: &Session, task: &str, split: &str) -> Result<TokenSet> {
+    let expected = session.input(&format!("data {task}-{split}"))?;
+    Ok(TokenFile::read(&session.run.data(task, split), Some(expected))?)
+}
+
+/// The pretrained encoder with fresh heads.
+fn initial_model(session: &Session, stage: &TrainStage, tasks: &[&Task]) -> Result<Bert> {
+    let heads = tasks.iter().map(|t| Head { task: t.name.clone(), outputs: t.kind.outputs() }).collect();
+    let mut config = session.encoder.config.clone();
+    if let Some(p) = session.recipe.model.dropout {
+        config = EncoderConfig { hidden_dropout_prob: p, attention_probs_dropout_prob: p, ..config };
+    }
+    let mut model = Bert::new(config, heads, tail_length(tasks.len()));
+    model.parameters_mut().initialise(stage.seed);
+    read_parameters(&session.encoder.weights(), model.parameters_mut(), Reading::Encoder)?;
+    Ok(model)
+}
+
+/// Publishes the model and writes its scores and predictions.
+fn finish(session: &Session, tasks: &[&Task], model: &mut Bert) -> Result<Outcome> {
+    let stage = &session.stage.name;
+    session.activity.phase("evaluation");
+    let mut scores = Scores::new();
+    for (head, task) in tasks.iter().enumerate() {
+        let set = read_tokens(session, &task.name, "dev")?;
+        let (layout, output) = (session.recipe.cluster.layout, session.recipe.model.regression_output);
+        let predictions = predict(model, head, &task.kind, &set, session.world.as_ref(), layout, output)?;
+        scores.insert(task.name.clone(), score(&task.kind, &task.metrics, &predictions, &set.labels));
+        if session.is_first() {
+            let path = session.run.predictions(stage, &task.name);
+            let text = table(task, &set, &predictions);
+            files::write_atomically(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
+        }
+    }
+    let mut outputs = Sums::new();
+    if session.is_first() {
+        session.activity.phase("publishing");
+        let directory = session.run.model(stage);
+        outputs.insert("model".to_owned(), publish(model, tasks, &session.encoder, &directory, &session.fence)?);
+        let path = session.run.scores(stage);
+        files::write_json(&path, &scores).with_context(|| path.display().to_string())?;
+    }
+    Ok(Outcome::Finished { outputs })
+}
+
+/// Predictions as a tab-separated table: id, prediction, gold; classes by name.
+fn table(task: &Task, set: &TokenSet, predictions: &[f32]) -> String {
+    let show = |value: f32| match &task.kind {
+        Kind::Classification { labels, .. } => labels.get(value as usize).cloned().unwrap_or_default(),
+        Kind::Regression { .. } => format!("{value:.3}"),
+    };
+    let mut text = "id\tprediction\tgold\n".to_owned();
+    for ((id, prediction), gold) in set.example_ids.iter().zip(predictions).zip(&set.labels) {
+        text += &format!("{id}\t{}\t{}\n", show(*prediction), show(*gold));
+    }
+    text
+}

@@ -1,0 +1,104 @@
+//! The training loop, whole on one page: take an order; for each of its steps draw, differentiate, reduce, clip,
+//! update, tell; commit checkpoints where the order says so.
+
+mod data;
+mod step;
+mod trainer;
+
+use std::time::Instant;
+
+use anyhow::Result;
+use bam_cluster::protocol::{FromRank, StepReport, ToRank, TrainOrder};
+
+pub use data::{Item, TrainTask};
+pub use step::{Objective, backward};
+pub use trainer::Trainer;
+
+use crate::gradient::{Tail, clip_scale, global_norm};
+use crate::session::Session;
+use crate::telemetry::Metrics;
+
+/// How the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoopEnd {
+    /// All steps are done.
+    Finished,
+    /// A stop was asked for; a checkpoint of so many steps is committed.
+    Stopped(u64),
+}
+
+/// Obeys the launcher's orders until there are no more.
+///
+/// # Errors
+/// Whatever keeps a rank from going on; the last checkpoint stays.
+pub fn train(session: &Session, trainer: &mut Trainer, metrics: &mut Option<Metrics>) -> Result<LoopEnd> {
+    loop {
+        match session.next_order()? {
+            ToRank::Train(order) => {
+                trainer.check(&order)?;
+                for step in order.first_step..order.end_step {
+                    let tail = one_step(session, trainer, metrics, &order, step)?;
+                    let stop = tail.stop > 0.0;
+                    if stop || order.commit_at.contains(&(step + 1)) {
+                        trainer.commit(session)?;
+                    }
+                    if stop {
+                        return Ok(LoopEnd::Stopped(step + 1));
+                    }
+                }
+            }
+            ToRank::Stop => {
+                trainer.commit(session)?;
+                return Ok(LoopEnd::Stopped(trainer.next_step()));
+            }
+            ToRank::Finish => return Ok(LoopEnd::Finished),
+            ToRank::Begin(_) => {}
+        }
+    }
+}
+
+fn one_step(
+    session: &Session,
+    trainer: &mut Trainer,
+    metrics: &mut Option<Metrics>,
+    order: &TrainOrder,
+    step: u64,
+) -> Result<Tail> {
+    let start = Instant::now();
+    let schedule = trainer.schedule();
+    let (lambda, rate) = (schedule.lambda(step), schedule.learning_rate(step));
+    session.activity.step(step);
+    session.activity.phase("data");
+    let share = trainer.next_share(session.world.as_ref());
+    session.activity.phase("forward and backward");
+    let mut tail = trainer.differentiate(&share, lambda);
+    tail.stop = f32::from(u8::from(session.control.stop_requested()));
+    session.activity.phase("reduction");
+    let tail = trainer.reduce(session.world.as_ref(), &tail)?;
+    session.activity.phase("optimizer");
+    let norm = trainer.update(rate)?;
+    session.activity.phase("between steps");
+    let report = StepReport {
+        step,
+        loss: f64::from(tail.loss),
+        task_losses: trainer.mean_task_losses(&tail),
+        lambda,
+        learning_rate: rate,
+        gradient_norm: norm,
+        examples: trainer.batch_size(),
+        tokens: tail.tokens as u64,
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    if let Some(metrics) = metrics {
+        metrics.add(&report)?;
+    }
+    session.tell(&FromRank::Step(report))?;
+    tracing::debug!(epoch = order.epoch, step, loss = tail.loss, "step");
+    Ok(tail)
+}
+
+/// Clips and measures: the factor for the optimizer, and the norm before clipping.
+fn clip(gradients: &[f32], limit: f64) -> (f64, f64) {
+    let norm = global_norm(gradients);
+    (clip_scale(norm, limit), norm)
+}

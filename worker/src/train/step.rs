@@ -1,0 +1,67 @@
+//! The gradient of one micro-batch: forward, the losses of its tasks, backward.
+
+use bam_cluster::config::{Layout, RegressionOutput};
+use bam_cluster::task::Kind;
+use tch::{Kind as Element, Tensor};
+
+use super::data::Item;
+use crate::gradient::Tail;
+use crate::model::{Batch, Bert, Sequence};
+use crate::objective::{Targets, cross_entropy, squared_error};
+
+/// What is minimised.
+pub struct Objective {
+    /// What each task's head puts out.
+    pub kinds: Vec<Kind>,
+    /// Weight of each task's losses.
+    pub weights: Vec<f64>,
+    /// What the sum of losses is divided by: the global batch size, or 1.
+    pub divisor: f64,
+    /// What becomes of a regression head's output.
+    pub regression_output: RegressionOutput,
+}
+
+/// Adds the gradient of Σ weight·loss / divisor over `items` to the model's gradients, and their losses to `tail`.
+pub fn backward(model: &Bert, items: &[Item], objective: &Objective, lambda: f64, layout: Layout, tail: &mut Tail) {
+    let sequences: Vec<Sequence> = items.iter().map(|i| i.sequence).collect();
+    let batch = Batch::new(&sequences, layout);
+    let pooled = model.pooled(&batch, true);
+    let mut total: Option<Tensor> = None;
+    for (task, kind) in objective.kinds.iter().enumerate() {
+        // Rows of the pooled output that belong to this task, and their examples.
+        let rows: Vec<usize> = (0..items.len()).filter(|&row| items[batch.order()[row]].task == task).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let examples: Vec<&Item> = rows.iter().map(|&row| &items[batch.order()[row]]).collect();
+        let index = Tensor::from_slice(&rows.iter().map(|&r| r as i64).collect::<Vec<_>>());
+        let outputs = model.head(task, &pooled.index_select(0, &index));
+        let targets = targets(&examples, kind.outputs());
+        let losses = match kind {
+            Kind::Classification { .. } => cross_entropy(&outputs, &targets, lambda),
+            Kind::Regression { .. } => squared_error(&outputs, &targets, lambda, objective.regression_output),
+        };
+        let sum = losses.sum(Element::Float);
+        tail.task_losses[task] += sum.double_value(&[]) as f32;
+        tail.task_counts[task] += rows.len() as f32;
+        let part = sum * (objective.weights[task] / objective.divisor);
+        total = Some(match total {
+            Some(total) => total + part,
+            None => part,
+        });
+    }
+    tail.tokens += batch.tokens() as f32;
+    if let Some(total) = total {
+        tail.loss += total.double_value(&[]) as f32;
+        total.backward();
+    }
+}
+
+fn targets(examples: &[&Item], outputs: usize) -> Targets {
+    let gold: Vec<f32> = examples.iter().map(|i| i.gold).collect();
+    let teacher: Option<Vec<&[f32]>> = examples.iter().map(|i| i.teacher).collect();
+    Targets {
+        gold: Tensor::from_slice(&gold),
+        teacher: teacher.map(|rows| Tensor::from_slice(&rows.concat()).view([-1, outputs as i64])),
+    }
+}

@@ -1,0 +1,252 @@
+//! The state of one model's training, and the parts of a step that change it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use bam_cluster::checkpoint::{Found, State, Store};
+use bam_cluster::comm::Communicator;
+use bam_cluster::config::{Layout, LossReduction};
+use bam_cluster::digest;
+use bam_cluster::plan::{Draw, Receipt, Sampler, Schedule, TrainStage, slice_by_cost};
+use bam_cluster::protocol::{FromRank, TrainOrder};
+
+use super::clip;
+use super::data::{Item, TrainTask};
+use super::step::{Objective, backward};
+use crate::gradient::{Tail, tail_length};
+use crate::model::Bert;
+use crate::optim::{BertAdam, spans};
+use crate::session::Session;
+use crate::snapshot::{Reading, read_moments, read_parameters, write_moments, write_parameters};
+
+/// A model in training.
+pub struct Trainer {
+    stage: TrainStage,
+    layout: Layout,
+    tasks: Vec<TrainTask>,
+    objective: Objective,
+    model: Bert,
+    optimizer: BertAdam,
+    sampler: Sampler,
+    receipt: Receipt,
+    next_step: u64,
+    rank: usize,
+    store: Store,
+}
+
+/// This rank's share of a global batch: micro-batches of drawn examples.
+pub type Share = Vec<Vec<Draw>>;
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+impl Trainer {
+    /// A training at step 0. `model` has its first values and room for the tail ([`tail_length`]) of its tasks.
+    pub fn new(session: &Session, stage: TrainStage, tasks: Vec<TrainTask>, model: Bert) -> Self {
+        let recipe = &session.recipe;
+        let settings = &stage.settings;
+        let objective = Objective {
+            kinds: tasks.iter().map(|t| t.kind.clone()).collect(),
+            weights: vec![1.0; tasks.len()],
+            divisor: match settings.loss_reduction {
+                LossReduction::Mean => settings.batch_size as f64,
+                LossReduction::Sum => 1.0,
+            },
+            regression_output: recipe.model.regression_output,
+        };
+        let p = model.parameters();
+        let layers = model.config().num_hidden_layers;
+        let spans = spans(p.specs(), p.ranges(), layers, stage.layerwise_decay, settings.weight_decay);
+        let directory = session.run.checkpoints(&session.stage.name);
+        Trainer {
+            layout: recipe.cluster.layout,
+            optimizer: BertAdam::new(spans, settings.bias_correction),
+            sampler: Sampler::new(stage.seed, &stage.sizes, stage.sampling_exponent, settings.batch_size),
+            receipt: Receipt::empty(),
+            next_step: 0,
+            rank: session.world.rank(),
+            store: Store::new(directory, recipe.checkpoint.keep, session.fence.clone()),
+            stage,
+            tasks,
+            objective,
+            model,
+        }
+    }
+
+    /// Goes on from the newest good checkpoint, if there is one. Rank 0 chooses it for all.
+    ///
+    /// # Errors
+    /// A checkpoint is of other inputs or another schedule, or its tensors do not fit.
+    pub fn resume(&mut self, session: &Session) -> Result<()> {
+        let mut chosen = None;
+        if session.is_first() {
+            let (found, damaged) = self.store.newest_good()?;
+            for one in damaged {
+                let message = format!("{one}; it is skipped and the one before it is used");
+                session.tell(&FromRank::Warning { message })?;
+            }
+            chosen = found.map(|Found { path, state }| (path, state));
+        }
+        let chosen = session.world.broadcast("checkpoint to resume", 0, serde_json::to_vec(&chosen)?)?;
+        let chosen: Option<(std::path::PathBuf, State)> = serde_json::from_slice(&chosen)?;
+        let Some((path, state)) = chosen else { return Ok(()) };
+        let at = || path.display().to_string();
+        ensure!(state.inputs == digest::of_json(&session.begin.inputs), "{}: was made from other inputs", at());
+        ensure!(state.schedule == self.stage.schedule, "{}: was made under another schedule", at());
+        read_parameters(&path.join(MODEL), self.model.parameters_mut(), Reading::Whole)?;
+        read_moments(&path.join(OPTIMIZER), self.model.parameters(), &mut self.optimizer)?;
+        // The receipt is made anew from the data, so that it proves the order and does not only repeat it.
+        while self.next_step < state.step {
+            self.draw();
+        }
+        ensure!(
+            self.receipt == state.receipt,
+            "{}: the data order up to step {} is not the one that this checkpoint was made with",
+            at(),
+            state.step
+        );
+        let (step, total, size) = (state.step, self.stage.schedule.total_steps, state.world_size);
+        let mut message = format!("resumed at step {step} of {total}");
+        if size != session.world.size() {
+            message += &format!(" (the checkpoint is of {size} processes: the batches are the same, rounding is not)");
+        }
+        session.tell(&FromRank::Note { message })
+    }
+
+    /// Optimizer steps done.
+    pub fn next_step(&self) -> u64 {
+        self.next_step
+    }
+
+    /// λ and learning rate.
+    pub fn schedule(&self) -> Schedule {
+        self.stage.schedule
+    }
+
+    /// Examples of a global batch.
+    pub fn batch_size(&self) -> usize {
+        self.stage.settings.batch_size
+    }
+
+    /// The model.
+    pub fn model(&mut self) -> &mut Bert {
+        &mut self.model
+    }
+
+    /// Compares an order with this rank's own plan.
+    ///
+    /// # Errors
+    /// They differ.
+    pub fn check(&self, order: &TrainOrder) -> Result<()> {
+        let s = self.stage.schedule;
+        let fits = order.first_step == self.next_step
+            && order.first_step < order.end_step
+            && order.end_step <= s.total_steps
+            && order.lambda_first == s.lambda(order.first_step)
+            && order.lambda_last == s.lambda(order.end_step - 1);
+        ensure!(fits, "the order {order:?} does not fit this rank's plan at step {}", self.next_step);
+        Ok(())
+    }
+
+    /// Draws the next global batch, adds it to the receipt, and gives this rank's share of it in micro-batches.
+    pub fn next_share(&mut self, world: &dyn Communicator) -> Share {
+        let batch = self.draw();
+        let length = |d: &Draw| self.tasks[d.task as usize].set.length(d.example as usize);
+        let costs: Vec<u64> = batch.iter().map(|d| length(d) as u64).collect();
+        let mut slices = slice_by_cost(&costs, world.size());
+        let mut mine: Vec<Draw> = slices.swap_remove(world.rank()).into_iter().map(|i| batch[i]).collect();
+        // Like lengths together: the gradient is the same sum, and each micro-batch is cheaper.
+        mine.sort_by_key(length);
+        let size = self.stage.settings.micro_batch_size.unwrap_or(mine.len()).max(1);
+        mine.chunks(size).map(<[Draw]>::to_vec).collect()
+    }
+
+    fn draw(&mut self) -> Vec<Draw> {
+        let batch = self.sampler.next_batch();
+        let id = |d: &Draw| (d.task, self.tasks[d.task as usize].set.example_ids[d.example as usize]);
+        self.receipt.add(self.next_step, batch.iter().map(id));
+        self.next_step += 1;
+        batch
+    }
+
+    /// Gradients and losses of a share, with dropout masks that follow from seed, step, rank and micro-batch.
+    pub fn differentiate(&mut self, share: &Share, lambda: f64) -> Tail {
+        self.model.parameters_mut().zero_gradients();
+        let mut tail = Tail::new(self.tasks.len());
+        for (i, draws) in share.iter().enumerate() {
+            let place = [self.stage.seed, self.next_step, self.rank as u64, i as u64].map(|n| n.to_string());
+            let [seed, step, rank, micro] = &place;
+            tch::manual_seed(digest::seed_u64(&["dropout", seed, step, rank, micro]) as i64);
+            let item = |d: &Draw| self.tasks[d.task as usize].item(d.task as usize, d.example as usize);
+            let items: Vec<Item> = draws.iter().map(item).collect();
+            backward(&self.model, &items, &self.objective, lambda, self.layout, &mut tail);
+        }
+        tail
+    }
+
+    /// Sums gradients and tails over all ranks.
+    ///
+    /// # Errors
+    /// The collective did not come about.
+    pub fn reduce(&mut self, world: &dyn Communicator, tail: &Tail) -> Result<Tail> {
+        let n = self.model.parameters().len();
+        let buffer = self.model.parameters_mut().gradients_mut();
+        tail.write(&mut buffer[n..]);
+        world.all_reduce_sum("gradients", buffer)?;
+        Ok(Tail::read(&buffer[n..n + tail_length(self.tasks.len())]))
+    }
+
+    /// Clips and updates; returns the norm before clipping.
+    ///
+    /// # Errors
+    /// The gradient is not finite.
+    pub fn update(&mut self, rate: f64) -> Result<f64> {
+        let step = self.next_step - 1;
+        let (values, gradients) = self.model.parameters_mut().values_and_gradients();
+        let (scale, norm) = clip(gradients, self.stage.settings.clip_norm);
+        if !norm.is_finite() {
+            bail!(
+                "the gradient of step {step} is not finite: training has diverged\n  lower the learning rate or \
+                 lengthen the warm-up; the last checkpoint is from before"
+            );
+        }
+        self.optimizer.step(values, gradients, scale, rate, step);
+        Ok(norm)
+    }
+
+    /// Mean loss of each task that has examples in the batch.
+    pub fn mean_task_losses(&self, tail: &Tail) -> BTreeMap<String, f64> {
+        let sums = tail.task_losses.iter().zip(&tail.task_counts);
+        let named = self.stage.tasks.iter().zip(sums).filter(|(_, (_, count))| **count > 0.0);
+        named.map(|(task, (sum, count))| (task.clone(), f64::from(sum / count))).collect()
+    }
+
+    /// Commits a checkpoint of what is there now. Rank 0 writes; all compare receipts first.
+    ///
+    /// # Errors
+    /// Receipts differ, the file system refuses, or this rank is an orphan of an earlier start.
+    pub fn commit(&mut self, session: &Session) -> Result<()> {
+        session.activity.phase("checkpoint");
+        let receipts = session.world.all_gather("receipts", self.receipt.as_str().as_bytes())?;
+        if let Some(rank) = receipts.iter().position(|r| r != &receipts[0]) {
+            bail!("rank {rank} has seen other examples than rank 0 up to step {}", self.next_step);
+        }
+        if !session.is_first() {
+            return Ok(());
+        }
+        let state = State {
+            step: self.next_step,
+            receipt: self.receipt.clone(),
+            schedule: self.stage.schedule,
+            inputs: digest::of_json(&session.begin.inputs),
+            incarnation: session.fence.incarnation(),
+            world_size: session.world.size(),
+        };
+        let draft = self.store.draft()?;
+        write_parameters(&draft.file(MODEL), self.model.parameters_mut(), false).context("checkpoint")?;
+        write_moments(&draft.file(OPTIMIZER), self.model.parameters(), &self.optimizer).context("checkpoint")?;
+        self.store.commit(draft, &[MODEL, OPTIMIZER], &state)?;
+        let receipt = self.receipt.as_str().to_owned();
+        session.tell(&FromRank::Checkpoint { step: self.next_step, receipt })
+    }
+}
