@@ -135,7 +135,13 @@ impl Encoder {
     /// # Errors
     /// A file cannot be read.
     pub fn vocabulary_sha256(&self) -> Result<String, EncoderError> {
-        Ok(digest::of_bytes(format!("{} {}", sum(&self.vocabulary())?, sum(&self.tokenizer())?)))
+        let mut sums = vec![sum(&self.vocabulary())?, sum(&self.tokenizer())?];
+        // Without a tokenizer.json this file decides about lower-casing and accents.
+        let settings = self.directory.join("tokenizer_config.json");
+        if self.tokenizer() == self.vocabulary() && settings.exists() {
+            sums.push(sum(&settings)?);
+        }
+        Ok(digest::of_bytes(sums.join(" ")))
     }
 
     /// Hash of what training starts from.
@@ -244,7 +250,8 @@ mod tests {
     #[test]
     fn each_fault_of_a_model_directory_is_named() {
         directory(|_| {}).unwrap();
-        let faults: [(&dyn Fn(&Path), &str); 5] = [
+        type Fault<'a> = (&'a dyn Fn(&Path), &'a str);
+        let faults: [Fault; 5] = [
             (&|d| fs::remove_file(d.join("config.json")).unwrap(), "model.path must be a directory"),
             (&|d| fs::write(d.join("config.json"), "{}").unwrap(), "is not the config of a BERT encoder"),
             (&|d| fs::write(d.join("vocab.txt"), "[PAD]\n".repeat(9)).unwrap(), "the vocabulary has 9 tokens"),

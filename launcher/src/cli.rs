@@ -6,13 +6,19 @@ use clap::{Args, Parser, Subcommand};
 
 const EXAMPLES: &str = "\
 Examples:
-  bam plan configs/demo.yaml                    what would run
-  bam run configs/demo.yaml -n 2                run it with two processes; again: go on where it stopped
+  bam plan configs/demo.yaml              what would run
+  bam run configs/demo.yaml -n 2          run it as two processes
+  bam run configs/demo.yaml -n 2          the same again: go on where it stopped
   bam run configs/demo.yaml -o seed=2 -o name=demo-2
-  bam report runs/demo                          the results again
+  bam report runs/demo                    the results again
 
 Exit codes:
-  0 done   1 failed   2 usage or recipe   3 bad data   75 stopped at a checkpoint, run again   130 killed";
+  0    done
+  1    failed
+  2    the command line or the recipe is wrong
+  3    a data file or the encoder is missing or bad
+  75   stopped at a checkpoint: run the same command to go on
+  130  killed by a second Ctrl-C";
 
 /// Trains BERT on several tasks at once by Born-Again Multi-task distillation, on any number of processes.
 #[derive(Debug, Parser)]

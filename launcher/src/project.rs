@@ -52,6 +52,8 @@ impl Project {
 
 fn skipped_rows(task: &str, [train, dev]: [u64; 2]) -> Option<String> {
     (train + dev > 0).then(|| {
-        format!("task '{task}': left out {train} rows of the training file and {dev} of the dev file that lack a column")
+        format!(
+            "task '{task}': left out {train} rows of the training file and {dev} of the dev file that lack a column"
+        )
     })
 }

@@ -20,23 +20,35 @@ pub struct OtherRecipe {
     differences: String,
 }
 
-/// Makes sure that the directory is this recipe's, and writes recipe and plan into it. Only for the lock's holder.
+/// Makes sure that the directory is not another recipe's.
 ///
 /// # Errors
-/// It is another recipe's, or it cannot be read or written.
-pub fn claim(run: &RunDir, recipe: &Recipe, plan: &Plan) -> anyhow::Result<()> {
-    let path = run.recipe();
-    if path.exists() {
-        let there = config::load_resolved(&path).with_context(|| {
-            format!("the recipe in the run directory cannot be read; if it is of no more use, remove {}", run.path().display())
-        })?;
-        if there.identity() != recipe.identity() {
-            return Err(OtherRecipe { directory: run.path().to_owned(), differences: differences(&there, recipe)? }.into());
-        }
+/// It is, or what it says cannot be read.
+pub fn check(run: &RunDir, recipe: &Recipe) -> anyhow::Result<()> {
+    if !run.recipe().exists() {
+        return Ok(());
     }
+    let directory = run.path().to_owned();
+    let there = config::load_resolved(&run.recipe()).with_context(|| {
+        format!(
+            "the recipe in the run directory cannot be read; if it is of no more use, remove {}",
+            directory.display()
+        )
+    })?;
+    if there.identity() == recipe.identity() {
+        return Ok(());
+    }
+    Err(OtherRecipe { directory, differences: differences(&there, recipe)? }.into())
+}
+
+/// Writes recipe and plan into the directory. Only for the lock's holder.
+///
+/// # Errors
+/// It cannot be written.
+pub fn claim(run: &RunDir, recipe: &Recipe, plan: &Plan) -> anyhow::Result<()> {
     let yaml = serde_norway::to_string(recipe).context("cannot write the recipe as YAML")?;
     let text = format!("# The recipe of this run with all defaults and overrides, written by bam.\n{yaml}");
-    write(&path, text.as_bytes())?;
+    write(&run.recipe(), text.as_bytes())?;
     let plan_json = serde_json::to_vec_pretty(plan).context("cannot write the plan as JSON")?;
     write(&run.plan(), &plan_json)
 }
@@ -94,29 +106,38 @@ mod tests {
         serde_norway::from_str(&text).unwrap()
     }
 
-    fn claimed(dir: &Path, recipe: &Recipe) -> anyhow::Result<()> {
-        claim(&RunDir::new(dir), recipe, &Plan::derive(recipe, &[]))
+    fn claimed_by(recipe: &Recipe) -> (tempfile::TempDir, RunDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::new(dir.path());
+        check(&run, recipe).unwrap();
+        claim(&run, recipe, &Plan::derive(recipe, &[])).unwrap();
+        (dir, run)
     }
 
     #[test]
-    fn differing_keys_are_named_and_nothing_is_overwritten() {
-        let dir = tempfile::tempdir().unwrap();
-        claimed(dir.path(), &recipe("train: { student: { epochs: 3 } }")).unwrap();
-        let before = std::fs::read(dir.path().join("config.yaml")).unwrap();
-        let other = recipe("seed: 2");
-        let message = claimed(dir.path(), &other).unwrap_err().to_string();
+    fn differing_keys_are_named() {
+        let (_dir, run) = claimed_by(&recipe("train: { student: { epochs: 3 } }"));
+        let message = check(&run, &recipe("seed: 2")).unwrap_err().to_string();
         assert!(message.contains("\n  seed: 1 there, 2 here\n"), "{message}");
         assert!(message.contains("  train.student.epochs: 3 there, 6 here"), "{message}");
         assert!(!message.contains("sampling") && !message.contains("cluster"), "{message}");
-        assert_eq!(std::fs::read(dir.path().join("config.yaml")).unwrap(), before);
     }
 
     #[test]
     fn the_same_recipe_on_more_processes_may_go_on() {
-        let dir = tempfile::tempdir().unwrap();
-        claimed(dir.path(), &recipe("")).unwrap();
-        claimed(dir.path(), &recipe("cluster: { processes: 4 }")).unwrap();
-        let written = std::fs::read_to_string(dir.path().join("config.yaml")).unwrap();
+        let (_dir, run) = claimed_by(&recipe(""));
+        let more = recipe("cluster: { processes: 4 }");
+        check(&run, &more).unwrap();
+        claim(&run, &more, &Plan::derive(&more, &[])).unwrap();
+        let written = std::fs::read_to_string(run.recipe()).unwrap();
         assert!(written.starts_with("# ") && written.contains("processes: 4"), "{written}");
+    }
+
+    #[test]
+    fn a_recipe_that_was_damaged_is_named() {
+        let (_dir, run) = claimed_by(&recipe(""));
+        std::fs::write(run.recipe(), "name: [").unwrap();
+        let error = check(&run, &recipe("")).unwrap_err();
+        assert!(error.to_string().contains("remove"), "{error:#}");
     }
 }

@@ -47,8 +47,7 @@ impl RunLock {
         let path = run.lock();
         let io = |source| LockError::Io { path: path.clone(), source };
         fs::create_dir_all(run.path()).map_err(|source| LockError::Io { path: run.path().to_owned(), source })?;
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

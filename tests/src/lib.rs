@@ -1,1 +1,25 @@
-//! x
+//! What the tests of the two programs need: a tiny encoder, tiny tasks, recipes, a way to start `bam` and to kill it,
+//! and readers of what it leaves behind. Knows the programs and their files, not their insides.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed: there is nobody to hand an error to")]
+
+mod bam;
+mod encoder;
+mod process_tree;
+mod programs;
+mod recipe;
+mod run;
+mod snapshot;
+mod stream;
+mod tasks;
+mod workplace;
+
+pub use bam::{Bam, Finished, Running};
+pub use encoder::write_encoder;
+pub use process_tree::{Process, freeze, kill_all, tree};
+pub use programs::{program, python, repository, say_skipped};
+pub use recipe::Recipe;
+pub use run::{Run, Step};
+pub use snapshot::{Snapshot, sha256};
+pub use tasks::{ROWS, write_tasks};
+pub use workplace::Workplace;

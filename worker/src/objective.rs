@@ -74,7 +74,8 @@ mod tests {
     #[test]
     fn squared_error_applies_the_output_function_to_student_and_teacher() {
         let outputs = Tensor::from_slice(&[0.0f32]).view([1, 1]);
-        let targets = Targets { gold: Tensor::from_slice(&[1.0f32]), teacher: Some(Tensor::from_slice(&[0.0f32]).view([1, 1])) };
+        let targets =
+            Targets { gold: Tensor::from_slice(&[1.0f32]), teacher: Some(Tensor::from_slice(&[0.0f32]).view([1, 1])) };
         let at = |output| values(&squared_error(&outputs, &targets, 0.5, output))[0];
         assert!((at(RegressionOutput::Sigmoid) - 0.0625).abs() < 1e-7);
         assert!((at(RegressionOutput::Linear) - 0.25).abs() < 1e-7);

@@ -21,7 +21,9 @@ pub enum SnapshotError {
         problem: String,
     },
     /// A tensor is not in it.
-    #[error("{path}: there is no tensor '{name}'\n  the file must hold a BERT encoder with pooler under Hugging Face's names (with or without 'bert.')")]
+    #[error(
+        "{path}: there is no tensor '{name}'\n  the file must hold a BERT encoder with pooler under Hugging Face's names (with or without 'bert.')"
+    )]
     Missing {
         /// The file.
         path: PathBuf,
@@ -29,7 +31,9 @@ pub enum SnapshotError {
         name: String,
     },
     /// A tensor has another shape.
-    #[error("{path}: tensor '{name}' has shape {found:?}, but the model needs {expected:?}\n  take config.json and model.safetensors from the same model")]
+    #[error(
+        "{path}: tensor '{name}' has shape {found:?}, but the model needs {expected:?}\n  take config.json and model.safetensors from the same model"
+    )]
     Shape {
         /// The file.
         path: PathBuf,
@@ -230,7 +234,12 @@ mod tests {
     use crate::model::ParameterSpec;
 
     fn parameters() -> Parameters {
-        let spec = |name: &str, shape: &[i64], init| ParameterSpec { name: name.into(), shape: shape.to_vec(), depth: 0, init };
+        let spec = |name: &str, shape: &[i64], init| ParameterSpec {
+            name: name.into(),
+            shape: shape.to_vec(),
+            depth: 0,
+            init,
+        };
         let mut p = Parameters::new(
             vec![
                 spec("bert.embeddings.LayerNorm.weight", &[2], Init::Pretrained),

@@ -11,7 +11,12 @@ use tracing_subscriber::EnvFilter;
 /// Sends this program's log to stderr, where the launcher collects it. `BAM_LOG` chooses the level.
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("BAM_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
 }
 
 /// `metrics.jsonl`: a [`StepReport`] a line.
@@ -68,8 +73,11 @@ mod tests {
         fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\": 4, half a li").unwrap();
         let mut metrics = Metrics::open(&path, 2).unwrap();
         metrics.add(&report(2)).unwrap();
-        let steps: Vec<u64> =
-            fs::read_to_string(&path).unwrap().lines().map(|l| serde_json::from_str::<StepReport>(l).unwrap().step).collect();
+        let steps: Vec<u64> = fs::read_to_string(&path)
+            .unwrap()
+            .lines()
+            .map(|l| serde_json::from_str::<StepReport>(l).unwrap().step)
+            .collect();
         assert_eq!(steps, [0, 1, 2]);
     }
 }

@@ -160,7 +160,10 @@ fn check_case(world: &dyn Communicator, directory: &Path, name: &str, layout: La
         let tail = Tail::read(&buffer[n..]);
         let loss_error = (f64::from(tail.loss) - answer.loss).abs();
         // The tolerance is for losses near 1; a sum over the batch is larger, and float32 rounds relative to size.
-        assert!(loss_error < tolerance.loss_abs * answer.loss.max(1.0), "{at}, step {step}: loss is off by {loss_error}");
+        assert!(
+            loss_error < tolerance.loss_abs * answer.loss.max(1.0),
+            "{at}, step {step}: loss is off by {loss_error}"
+        );
         let (values, gradients) = model.parameters_mut().values_and_gradients();
         let norm = global_norm(gradients);
         assert!((norm / answer.grad_norm - 1.0).abs() < tolerance.grad_norm_rel, "{at}, step {step}: norm {norm}");

@@ -19,11 +19,14 @@ struct Meeting {
     published: Condvar,
 }
 
+/// Every rank's bytes, by rank.
+type Published = Result<Arc<Vec<Vec<u8>>>, CommError>;
+
 struct Round {
     name: Option<&'static str>,
     left: Vec<Option<Vec<u8>>>,
     number: u64,
-    outcome: Result<Arc<Vec<Vec<u8>>>, CommError>,
+    outcome: Published,
 }
 
 impl Threads {
@@ -34,7 +37,7 @@ impl Threads {
         (0..size).map(|rank| Threads { rank, size, deadline, meeting: meeting.clone() }).collect()
     }
 
-    fn exchange(&self, name: &'static str, bytes: Vec<u8>) -> Result<Arc<Vec<Vec<u8>>>, CommError> {
+    fn exchange(&self, name: &'static str, bytes: Vec<u8>) -> Published {
         let mut round = self.round();
         if let Some(other) = round.name.replace(name)
             && other != name
@@ -61,7 +64,7 @@ impl Threads {
         round.outcome.clone()
     }
 
-    fn publish(&self, round: &mut Round, outcome: Result<Arc<Vec<Vec<u8>>>, CommError>) {
+    fn publish(&self, round: &mut Round, outcome: Published) {
         round.outcome = outcome;
         round.name = None;
         round.left.fill(None);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::short;
 use crate::files;
+use crate::run_dir::RunDir;
 
 /// Version of the shards' layout; also an attribute of every shard.
 pub const FORMAT_VERSION: u32 = 1;
@@ -56,14 +57,15 @@ pub struct Shard {
 #[derive(Debug, thiserror::Error)]
 pub enum LogitsError {
     /// There are none.
-    #[error("{path}: there are no complete teacher logits here\n  run the recipe again: the logits stage makes them")]
+    #[error("{path}: there are no complete teacher logits here{}", remedy(path))]
     Missing {
         /// The manifest that was looked for.
         path: PathBuf,
     },
     /// They were made from something else.
     #[error(
-        "{path}: the logits of task '{task}' were made from another {what} ({was} instead of {now})\n  remove the directory and run the recipe again"
+        "{path}: the logits of task '{task}' were made from another {what} ({was} instead of {now}){}",
+        remedy(path)
     )]
     Foreign {
         /// Where.
@@ -78,15 +80,19 @@ pub enum LogitsError {
         now: String,
     },
     /// They are not what they should be.
-    #[error(
-        "{path}: {problem}\n  remove the directory of these logits and run the recipe again: the logits stage makes them anew"
-    )]
+    #[error("{path}: {problem}{}", remedy(path))]
     Damaged {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         problem: String,
     },
+}
+
+/// What helps against bad logits in a file of `RUN/logits/TEACHER/TASK`.
+fn remedy(path: &Path) -> String {
+    let run = RunDir::new(path.ancestors().nth(4).unwrap_or(Path::new(".")));
+    format!("\n  remove {} and run again: the logits stage makes them anew", run.stage("logits").display())
 }
 
 /// File name of one shard.
@@ -181,6 +187,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         files::write_json(&dir.path().join("manifest.json"), &manifest(1)).unwrap();
         assert!(matches!(read_manifest(dir.path(), &provenance()), Err(LogitsError::Damaged { .. })));
+    }
+
+    #[test]
+    fn the_remedy_names_the_stage_to_remove() {
+        let path = PathBuf::from("runs/x/logits/teacher-rte/rte/shard-00000-of-00002.h5");
+        let message = LogitsError::Damaged { path, problem: "is damaged".into() }.to_string();
+        assert!(message.contains("remove runs/x/stages/logits and run again"), "{message}");
     }
 
     #[test]

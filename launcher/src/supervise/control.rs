@@ -73,7 +73,13 @@ fn accept(listener: &TcpListener, admission: &ControlFile, events: &Sender<Event
 }
 
 /// One connection from hello to end. A dispatcher that is gone needs no events, so that failed sends are no matter.
-fn serve(stream: TcpStream, from: SocketAddr, connection: ConnectionId, admission: &ControlFile, events: &Sender<Event>) {
+fn serve(
+    stream: TcpStream,
+    from: SocketAddr,
+    connection: ConnectionId,
+    admission: &ControlFile,
+    events: &Sender<Event>,
+) {
     let (mut reader, hello, stream) = match admit(stream, admission) {
         Ok(admitted) => admitted,
         Err(reason) => return drop(events.send(Event::Refused { from, reason })),

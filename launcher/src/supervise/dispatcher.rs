@@ -249,7 +249,6 @@ impl Dispatcher<'_> {
         let total = train.schedule.total_steps;
         if next_step > 0 {
             self.evidence.checkpoint = Some(next_step);
-            self.announce(&format!("going on after step {next_step} of {total}"));
         }
         self.figures = Figures::of_training(next_step, total);
         self.screen.show(&self.job.stage.name, &self.figures);
@@ -334,8 +333,10 @@ impl Dispatcher<'_> {
         for (rank, _) in self.connections.values() {
             // Still connected, so that its number is still its own.
             let identity = self.evidence.ranks[*rank].identity.as_ref();
-            if let Some(identity) = identity.filter(|i| i.host == here) {
-                let _ = kill(Pid::from_raw(identity.pid.cast_signed()), Signal::SIGKILL);
+            let pid = identity.filter(|i| i.host == here).and_then(|i| i32::try_from(i.pid).ok());
+            // 0 and below would mean whole groups of processes.
+            if let Some(pid) = pid.filter(|pid| *pid > 1) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
         self.process.kill();

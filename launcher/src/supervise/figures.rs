@@ -70,7 +70,7 @@ impl Figures {
         self.total
     }
 
-    /// Everything but done and total.
+    /// Everything but done and total; what matters most comes first, for a narrow terminal cuts the rest off.
     pub fn details(&self) -> String {
         let mut parts = vec![];
         match self.unit {
@@ -78,13 +78,13 @@ impl Figures {
             Unit::Steps => parts.push("steps".to_owned()),
         }
         if self.weight > 0.0 && self.seconds > 0.0 {
+            let remaining = self.total.saturating_sub(self.done) as f64 * self.seconds / self.weight;
+            parts.push(format!("{} left", brief(remaining)));
             if self.unit == Unit::Steps {
-                parts.push(format!("loss {:.4}", self.loss / self.weight));
+                parts.push(format!("loss {:.3}", self.loss / self.weight));
             }
             parts.extend(self.lambda.map(|l| format!("λ {l:.2}")));
             parts.push(format!("{:.1} samples/s", self.examples / self.seconds));
-            let remaining = self.total.saturating_sub(self.done) as f64 * self.seconds / self.weight;
-            parts.push(format!("{} left", brief(remaining)));
         }
         parts.extend(self.checkpoint.map(|step| format!("checkpoint {step}")));
         parts.join(", ")
@@ -125,17 +125,17 @@ mod tests {
         let mut figures = Figures::of_training(10, 100);
         assert_eq!(figures.details(), "steps, checkpoint 10");
         figures.step(&report(10), true);
-        assert_eq!(figures.details(), "steps, loss 0.5000, λ 0.25, 16.0 samples/s, 2 min 58 s left, checkpoint 10");
+        assert_eq!(figures.details(), "steps, 2 min 58 s left, loss 0.500, λ 0.25, 16.0 samples/s, checkpoint 10");
         figures.step(&report(11), false);
         figures.checkpoint(12);
-        assert_eq!(figures.details(), "steps, loss 0.5000, 16.0 samples/s, 2 min 56 s left, checkpoint 12");
+        assert_eq!(figures.details(), "steps, 2 min 56 s left, loss 0.500, 16.0 samples/s, checkpoint 12");
     }
 
     #[test]
     fn examples_have_a_rate_and_no_loss() {
         let mut figures = Figures::default();
         figures.examples(50, 200, Duration::from_secs(5));
-        assert_eq!(figures.details(), "examples, 10.0 samples/s, 15 s left");
+        assert_eq!(figures.details(), "examples, 15 s left, 10.0 samples/s");
     }
 
     #[test]

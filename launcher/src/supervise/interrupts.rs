@@ -4,9 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+/// One request may come as several signals: `timeout` and batch systems signal a program and then its whole group.
+const ONE_REQUEST: Duration = Duration::from_millis(300);
 
 /// How often somebody has asked this program to end.
 #[derive(Debug, Clone, Default)]
@@ -22,8 +26,12 @@ impl Interrupts {
         let count = interrupts.0.clone();
         let mut signals = Signals::new([SIGINT, SIGTERM])?;
         thread::spawn(move || {
+            let mut last: Option<Instant> = None;
             for _ in signals.forever() {
-                count.fetch_add(1, Ordering::SeqCst);
+                if last.is_none_or(|at| at.elapsed() > ONE_REQUEST) {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    last = Some(Instant::now());
+                }
             }
         });
         Ok(interrupts)

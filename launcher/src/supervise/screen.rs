@@ -59,10 +59,10 @@ impl Screen {
 
     /// Takes the bar away.
     pub fn end_stage(&mut self) {
-        if let Display::Terminal(bar) = &mut self.display {
-            if let Some(bar) = bar.take() {
-                bar.finish_and_clear();
-            }
+        if let Display::Terminal(bar) = &mut self.display
+            && let Some(bar) = bar.take()
+        {
+            bar.finish_and_clear();
         }
     }
 }
@@ -70,7 +70,7 @@ impl Screen {
 fn new_bar(stage: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     // The template is a constant; were it wrong, the plain bar would do.
-    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:24}] {pos}/{len} {wide_msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:12}] {pos}/{len} {wide_msg}") {
         bar.set_style(style.progress_chars("=> "));
     }
     bar.set_prefix(stage.to_owned());

@@ -190,7 +190,8 @@ fn silent(evidence: &Evidence, now: Duration) -> Option<String> {
     let (who, seconds, doing) = (name(evidence, rank), longest.as_secs(), doing(evidence, rank));
     Some(match evidence.ranks[rank].left {
         Some(_) => format!("{who} closed its connection {seconds} s ago without saying why{doing}"),
-        None => format!("{who} has been silent for {seconds} s; it was last heard of{}", doing.trim_start_matches(',')),
+        None if doing.is_empty() => format!("{who} has been silent for {seconds} s, since it connected"),
+        None => format!("{who} has been silent for {seconds} s; it was last heard of{doing}"),
     })
 }
 
@@ -207,7 +208,7 @@ fn overdue(evidence: &Evidence) -> Option<String> {
             "{} did not come to collective '{collective}', in which {} has waited for {seconds:.0} s; it is{}",
             name(evidence, rank),
             name(evidence, waiting),
-            doing(evidence, rank).trim_start_matches(',')
+            doing(evidence, rank)
         ),
         None => format!(
             "all ranks have been in collective '{collective}' for {seconds:.0} s (cluster.deadline is {} s); the \
@@ -235,7 +236,7 @@ fn name(evidence: &Evidence, rank: usize) -> String {
     }
 }
 
-/// `, at step 17, in phase 'backward', in collective 'gradients'`, as far as it is known.
+/// ` at step 17, in phase 'backward', in collective 'gradients'`, as far as it is known.
 fn doing(evidence: &Evidence, rank: usize) -> String {
     let Some(beat) = evidence.ranks.get(rank).and_then(|r| r.heartbeat.as_ref()) else { return String::new() };
     // All ranks go in step, so that a step which rank 0 reports is newer news than an old heartbeat.
@@ -262,8 +263,14 @@ mod tests {
     fn evidence() -> Evidence {
         let mut evidence = Evidence::new(2, 300 * SECOND);
         for rank in 0..2 {
-            let hello =
-                Hello { secret: String::new(), incarnation: 1, rank, world_size: 2, host: "n1".into(), pid: 40 + rank as u32 };
+            let hello = Hello {
+                secret: String::new(),
+                incarnation: 1,
+                rank,
+                world_size: 2,
+                host: "n1".into(),
+                pid: 40 + rank as u32,
+            };
             evidence.join(&hello, SECOND).unwrap();
             beat(&mut evidence, rank, "backward", None, 5);
         }
@@ -388,7 +395,8 @@ mod tests {
         let mut e = evidence();
         e.ranks[0].last_heard = 40 * SECOND;
         let s = sentence(&e, 41 * SECOND);
-        let expected = "rank 1 (n1, pid 41) has been silent for 31 s; it was last heard of at step 17, in phase 'backward';";
+        let expected =
+            "rank 1 (n1, pid 41) has been silent for 31 s; it was last heard of at step 17, in phase 'backward';";
         assert!(s.starts_with(expected), "{s}");
         e.ranks[1].left = Some(11 * SECOND);
         assert_eq!(judge(&e, 41 * SECOND), None);

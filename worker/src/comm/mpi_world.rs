@@ -54,9 +54,12 @@ impl Communicator for MpiWorld {
         let mut lengths = vec![0i32; self.size()];
         self.world.all_gather_into(&(bytes.len() as i32), &mut lengths[..]);
         let starts: Vec<i32> = lengths.iter().scan(0, |end, n| Some(std::mem::replace(end, *end + n))).collect();
-        let mut all = vec![0u8; lengths.iter().sum::<i32>() as usize];
-        self.world
-            .all_gather_varcount_into(bytes, &mut PartitionMut::new(&mut all[..], lengths.clone(), &starts[..]));
+        // An empty slice's address is the value of MPI_IN_PLACE in some MPIs: an extra byte keeps both buffers from it.
+        let own = [bytes, &[0]].concat();
+        let total = lengths.iter().sum::<i32>() as usize;
+        let mut all = vec![0u8; total + 1];
+        let mut parts = PartitionMut::new(&mut all[..], lengths.clone(), &starts[..]);
+        self.world.all_gather_varcount_into(&own[..bytes.len()], &mut parts);
         let piece = |(start, length): (&i32, &i32)| all[*start as usize..(start + length) as usize].to_vec();
         Ok(starts.iter().zip(&lengths).map(piece).collect())
     }
@@ -67,7 +70,9 @@ impl Communicator for MpiWorld {
         let mut length = bytes.len() as u64;
         root.broadcast_into(&mut length);
         bytes.resize(length as usize, 0);
-        root.broadcast_into(&mut bytes[..]);
+        if length > 0 {
+            root.broadcast_into(&mut bytes[..]);
+        }
         Ok(bytes)
     }
 

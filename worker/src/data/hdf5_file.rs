@@ -2,7 +2,7 @@
 //! bytes, and a reader trusts no shape and no type.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bam_cluster::{digest, files};
@@ -33,18 +33,12 @@ pub fn write(path: &Path, fill: impl FnOnce(&hdf5::File) -> hdf5::Result<()>) ->
     let aside = parent.join(format!(".{name}.{}.tmp", std::process::id()));
     let written = (|| {
         fs::create_dir_all(parent)?;
-        let times = create(&aside, fill).map_err(|e| io::Error::other(sentence(&e)))?;
-        let mut bytes = fs::read(&aside)?;
-        let mut file = OpenOptions::new().write(true).open(&aside)?;
-        for position in times_of_creation(&bytes, &times) {
-            bytes[position..position + 4].fill(0);
-            file.seek(SeekFrom::Start(position as u64))?;
-            file.write_all(&[0; 4])?;
-        }
-        file.sync_all()?;
+        create(&aside, fill).map_err(|e| io::Error::other(sentence(&e)))?;
+        OpenOptions::new().write(true).open(&aside)?.sync_all()?;
+        let sha256 = digest::of_file(&aside)?;
         fs::rename(&aside, path)?;
         files::sync_dir(parent)?;
-        Ok(digest::of_bytes(&bytes))
+        Ok(sha256)
     })();
     if written.is_err() {
         let _ = fs::remove_file(&aside);
@@ -52,17 +46,12 @@ pub fn write(path: &Path, fill: impl FnOnce(&hdf5::File) -> hdf5::Result<()>) ->
     written.map_err(|e: io::Error| WriteError { path: path.to_owned(), problem: e.to_string() })
 }
 
-/// Creates and closes the file; returns the second in which each dataset was created.
-fn create(path: &Path, fill: impl FnOnce(&hdf5::File) -> hdf5::Result<()>) -> hdf5::Result<Vec<i64>> {
+fn create(path: &Path, fill: impl FnOnce(&hdf5::File) -> hdf5::Result<()>) -> hdf5::Result<()> {
     let file = hdf5::File::with_options().with_fapl(|p| p.libver_earliest().file_locking(false)).create(path)?;
-    let filled: hdf5::Result<Vec<i64>> = (|| {
-        fill(&file)?;
-        file.flush()?;
-        file.datasets()?.iter().map(|d| Ok(d.loc_info()?.ctime)).collect()
-    })();
+    let filled = fill(&file).and_then(|()| file.flush());
     // Closed in any case, so that the library keeps no handle of a file that is about to be removed.
     let closed = file.close();
-    filled.and_then(|times| closed.map(|()| times))
+    filled.and(closed)
 }
 
 /// An HDF5 error without addresses and times: the system's own words where there are any, else its first line.
@@ -72,29 +61,8 @@ fn sentence(error: &hdf5::Error) -> String {
     system.map_or_else(|| text.lines().next().unwrap_or_default().to_owned(), |(words, _)| words.to_owned())
 }
 
-/// Where `file` notes when its datasets were created. HDF5 can be told not to note it only through its C interface, and
-/// with it a file that is made again has other bytes and thus another sum.
-///
-/// The note is a "modification time" message of an object header: type 0x12, size 8, flags, 3 reserved bytes, version 1,
-/// 3 reserved bytes, then the seconds. Object headers of this version have no checksum.
-fn times_of_creation(file: &[u8], times: &[i64]) -> Vec<usize> {
-    let is_note = |m: &[u8]| {
-        m[..4] == [0x12, 0, 8, 0]
-            && m[5..12] == [0, 0, 0, 1, 0, 0, 0]
-            && times.contains(&i64::from(u32::from_le_bytes([m[12], m[13], m[14], m[15]])))
-    };
-    let found: Vec<usize> = file
-        .windows(16)
-        .enumerate()
-        .step_by(8)
-        .filter(|(_, message)| is_note(message))
-        .map(|(at, _)| at + 12)
-        .collect();
-    // Any other number means that data looks like a note: better the times stay than that data is touched.
-    if found.len() == times.len() { found } else { Vec::new() }
-}
-
-/// Adds a dataset of `shape`, checksummed in chunks of at most `chunk_rows` rows. `data` is in row-major order.
+/// Adds a dataset of `shape`, checksummed in chunks of at most `chunk_rows` rows. `data` is in row-major order. The time
+/// of its creation is not noted, or the same content would have another sum tomorrow.
 ///
 /// # Errors
 /// HDF5's own, among them that `data` does not fill the shape.
@@ -109,7 +77,7 @@ pub fn put<T: H5Type>(
     if let Some(rows) = chunk.first_mut() {
         *rows = (*rows).clamp(1, chunk_rows);
     }
-    file.new_dataset::<T>().chunk(chunk).fletcher32().shape(shape).create(name)?.write_raw(data)
+    file.new_dataset::<T>().chunk(chunk).fletcher32().obj_track_times(false).shape(shape).create(name)?.write_raw(data)
 }
 
 /// Adds a text attribute (variable-length UTF-8).

@@ -41,7 +41,8 @@ pub fn outputs(
         let sequence = |&i: &usize| Sequence { tokens: set.tokens(i), types: set.token_types(i) };
         let sequences: Vec<Sequence> = which[start..end].iter().map(sequence).collect();
         let batch = Batch::new(&sequences, layout);
-        let values: Vec<f32> = tch::no_grad(|| Vec::try_from(model.head(head, &model.pooled(&batch, false)).flatten(0, -1)))?;
+        let values: Vec<f32> =
+            tch::no_grad(|| Vec::try_from(model.head(head, &model.pooled(&batch, false)).flatten(0, -1)))?;
         for (&position, row) in batch.order().iter().zip(values.chunks(width)) {
             all[(start + position) * width..][..width].copy_from_slice(row);
         }

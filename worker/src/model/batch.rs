@@ -44,7 +44,8 @@ impl Batch {
         order.sort_by_key(|&i| (sequences[i].tokens.len(), i));
         let lengths: Vec<usize> = order.iter().map(|&i| sequences[i].tokens.len()).collect();
         let rectangles = rectangles(&lengths, layout);
-        let widths: Vec<usize> = rectangles.iter().flat_map(|r| vec![r.length as usize; r.sequences as usize]).collect();
+        let widths: Vec<usize> =
+            rectangles.iter().flat_map(|r| vec![r.length as usize; r.sequences as usize]).collect();
         let mut rows = Rows::default();
         for (&i, &width) in order.iter().zip(&widths) {
             rows.add(sequences[i], width);

@@ -113,7 +113,9 @@ mod tests {
         let list = specs(&config, &[Head { task: "rte".into(), outputs: 2 }]);
         assert_eq!(list.iter().map(ParameterSpec::len).sum::<usize>(), config.parameters() + 2 * 8 + 2);
         let decayed: Vec<_> = list.iter().filter(|s| s.is_decayed()).map(|s| s.name.as_str()).collect();
-        assert!(decayed.contains(&"classifiers.rte.weight") && decayed.contains(&"bert.embeddings.word_embeddings.weight"));
+        assert!(
+            decayed.contains(&"classifiers.rte.weight") && decayed.contains(&"bert.embeddings.word_embeddings.weight")
+        );
         assert!(decayed.iter().all(|n| !n.contains("LayerNorm") && !n.ends_with("bias")));
         assert_eq!(list.last().map(|s| s.depth), Some(4));
     }

@@ -91,11 +91,7 @@ fn publish_shards(
     let target = session.run.logits(&teacher.stage, &teacher.task);
     let aside = target.with_extension(format!("draft-{}", session.fence.incarnation()));
     fs::create_dir_all(&aside).with_context(|| aside.display().to_string())?;
-    let file = shard_name(rank, size);
-    let path = aside.join(&file);
-    write_shard(&path, provenance, ids, logits)?;
-    let sha256 = digest::of_file(&path).with_context(|| path.display().to_string())?;
-    let own = Shard { file, rows: ids.len(), sha256 };
+    let own = write_shard(&aside.join(shard_name(rank, size)), provenance, ids, logits)?;
     let all = session.world.all_gather("shards", &serde_json::to_vec(&own)?)?;
     let mut sum = String::new();
     if session.is_first() {
@@ -109,13 +105,7 @@ fn publish_shards(
 }
 
 /// Writes the manifest, reads everything back as a student would, and only then gives the directory its name.
-fn commit(
-    session: &Session,
-    aside: &Path,
-    target: &Path,
-    manifest: &LogitsManifest,
-    set: &TokenSet,
-) -> Result<String> {
+fn commit(session: &Session, aside: &Path, target: &Path, manifest: &LogitsManifest, set: &TokenSet) -> Result<String> {
     let context = || format!("publishing logits to {}", target.display());
     let path = aside.join("manifest.json");
     files::write_json(&path, manifest).with_context(context)?;

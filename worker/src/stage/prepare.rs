@@ -27,14 +27,8 @@ pub(super) fn run(session: &Session) -> Result<Outcome> {
             short(now)
         );
         let total = (examples.train.len() + examples.dev.len()) as u64;
-        let mut done = 0;
-        let progress = |n: usize| {
-            done += n as u64;
-            if done.is_multiple_of(500) {
-                // The launcher's absence is noticed elsewhere.
-                let _ = session.tell(&FromRank::Progress { done, total });
-            }
-        };
+        // The launcher's absence is noticed elsewhere.
+        let progress = |done: usize| drop(session.tell(&FromRank::Progress { done: done as u64, total }));
         let max_length = recipe.model.max_length;
         made.extend(prepare_task(task, &examples, &tokenizer, max_length, &vocabulary, &session.run, progress)?);
         if session.control.stop_requested() {

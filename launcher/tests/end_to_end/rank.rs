@@ -1,0 +1,208 @@
+//! A rank that speaks the protocol, computes nothing, and misbehaves on request (environment variables `FAKE_…`).
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::io::BufReader;
+use std::net::TcpStream;
+use std::process::exit;
+use std::thread;
+use std::time::Duration;
+
+use bam_cluster::files;
+use bam_cluster::plan::{Plan, StageWork};
+use bam_cluster::protocol::{
+    self, ControlFile, Failure, FromRank, Heartbeat, Hello, Outcome, StepReport, ToRank, TrainOrder,
+};
+use bam_cluster::run_dir::RunDir;
+use bam_cluster::stage_record::{Scores, TaskScores};
+
+/// Not a test, unless the stand-in for `mpirun` starts it as a rank.
+#[test]
+fn plays_a_rank() {
+    let Ok(rank) = env::var("FAKE_RANK") else { return };
+    let mut rank = Rank::join(rank.parse().unwrap());
+    println!("fake rank {} of {}", rank.rank, rank.stage);
+    rank.heartbeat();
+    if rank.rank == 1 && env::var("FAKE_FAILURE").is_ok_and(|stage| stage == rank.stage) {
+        rank.say(&FromRank::Failed(Failure { exit_code: 3, message: "the logits are damaged".into() }));
+        exit(3);
+    }
+    if rank.rank == 0 {
+        rank.lead();
+    }
+    exit(0);
+}
+
+struct Rank {
+    rank: usize,
+    run: RunDir,
+    stage: String,
+    reader: BufReader<TcpStream>,
+    writer: TcpStream,
+}
+
+impl Rank {
+    fn join(rank: usize) -> Rank {
+        let run = RunDir::new(env::var("FAKE_RUN").unwrap());
+        let control: ControlFile = files::read_json(&run.control()).unwrap().unwrap();
+        let writer = TcpStream::connect(control.address).unwrap();
+        let reader = BufReader::new(writer.try_clone().unwrap());
+        let mut joined = Rank { rank, run, stage: env::var("FAKE_STAGE").unwrap(), reader, writer };
+        joined.say(&FromRank::Hello(Hello {
+            secret: control.secret,
+            incarnation: control.incarnation,
+            rank,
+            world_size: env::var("FAKE_SIZE").unwrap().parse().unwrap(),
+            host: "toy-host".into(),
+            pid: std::process::id(),
+        }));
+        joined
+    }
+
+    fn say(&mut self, message: &FromRank) {
+        protocol::send(&mut self.writer, message).unwrap();
+    }
+
+    /// What the launcher says next. Without a launcher there is nothing to live for.
+    fn listen(&mut self) -> ToRank {
+        protocol::receive(&mut self.reader).ok().flatten().unwrap_or_else(|| exit(1))
+    }
+
+    fn heartbeat(&mut self) {
+        self.say(&FromRank::Heartbeat(Heartbeat {
+            phase: "playing".into(),
+            step: None,
+            collective: None,
+            sequence: 0,
+        }));
+    }
+
+    fn lead(&mut self) {
+        let ToRank::Begin(begin) = self.listen() else { panic!("not begun") };
+        let plan: Plan = files::read_json(&self.run.plan()).unwrap().unwrap();
+        assert_eq!(begin.plan, plan.hash());
+        let outputs = match &plan.stage(&self.stage).unwrap().work {
+            StageWork::Prepare => self.touch(
+                plan.tasks
+                    .iter()
+                    .flat_map(|t| ["train", "dev"].map(|s| (format!("{}-{s}", t.task), self.run.data(&t.task, s)))),
+            ),
+            StageWork::Logits(logits) => self.touch(
+                logits
+                    .teachers
+                    .iter()
+                    .map(|t| (t.task.clone(), self.run.logits(&t.stage, &t.task).join("manifest.json"))),
+            ),
+            StageWork::Train(train) => match self.train() {
+                Outcome::Finished { .. } => self.publish(&train.tasks),
+                stopped => return self.say(&FromRank::Done(stopped)),
+            },
+        };
+        self.say(&FromRank::Done(Outcome::Finished { outputs }));
+    }
+
+    /// Makes files; their names with sums.
+    fn touch(&self, files: impl Iterator<Item = (String, std::path::PathBuf)>) -> BTreeMap<String, String> {
+        let make = |(name, path): (String, std::path::PathBuf)| {
+            files::write_atomically(&path, b"x").unwrap();
+            (name, "0f".repeat(32))
+        };
+        files.map(make).collect()
+    }
+
+    fn checkpoint(&self) -> std::path::PathBuf {
+        self.run.stage(&self.stage).join("fake-checkpoint")
+    }
+
+    fn train(&mut self) -> Outcome {
+        let saved = fs::read_to_string(self.checkpoint()).unwrap_or_else(|_| "0".into());
+        let mut done: u64 = saved.parse().unwrap();
+        if done > 0 {
+            self.say(&FromRank::Note { message: format!("resumed at step {done}") });
+        }
+        self.say(&FromRank::Ready { next_step: done });
+        loop {
+            match self.listen() {
+                ToRank::Train(order) => {
+                    let stopped;
+                    (done, stopped) = self.obey(&order);
+                    if stopped {
+                        return Outcome::Stopped { step: done };
+                    }
+                }
+                // Between two orders.
+                ToRank::Stop if is_deaf() => {}
+                ToRank::Stop => {
+                    self.commit(done);
+                    return Outcome::Stopped { step: done };
+                }
+                ToRank::Finish => return Outcome::Finished { outputs: BTreeMap::new() },
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Does the steps of an order; how many steps are done then, and whether it was stopped.
+    fn obey(&mut self, order: &TrainOrder) -> (u64, bool) {
+        let pause = env::var("FAKE_STEP_MS").map_or(0, |ms| ms.parse().unwrap());
+        for step in order.first_step..order.end_step {
+            thread::sleep(Duration::from_millis(pause));
+            println!("step {step}");
+            self.say(&FromRank::Step(report(step)));
+            let stop = step + 1 < order.end_step && self.stop_requested();
+            if stop || order.commit_at.contains(&(step + 1)) {
+                self.commit(step + 1);
+            }
+            if stop {
+                return (step + 1, true);
+            }
+        }
+        (order.end_step, false)
+    }
+
+    fn commit(&mut self, step: u64) {
+        files::write_atomically(&self.checkpoint(), step.to_string().as_bytes()).unwrap();
+        self.say(&FromRank::Checkpoint { step, receipt: "ab".into() });
+    }
+
+    /// Looks whether the launcher has said anything during an order, which can only be "stop".
+    fn stop_requested(&mut self) -> bool {
+        if is_deaf() {
+            return false;
+        }
+        self.writer.set_nonblocking(true).unwrap();
+        let waiting = self.writer.peek(&mut [0]).is_ok_and(|n| n > 0);
+        self.writer.set_nonblocking(false).unwrap();
+        waiting && self.listen() == ToRank::Stop
+    }
+
+    fn publish(&self, tasks: &[String]) -> BTreeMap<String, String> {
+        let accuracy = if self.stage == "student" { 0.8 } else { 0.7 };
+        let metrics = BTreeMap::from([("accuracy".to_owned(), Some(accuracy))]);
+        let score = TaskScores { metrics, examples: 4, classes_predicted: Some(2) };
+        let scores: Scores = tasks.iter().map(|t| (t.clone(), score.clone())).collect();
+        files::write_json(&self.run.scores(&self.stage), &scores).unwrap();
+        let model = self.run.model(&self.stage).join("model.safetensors");
+        self.touch(std::iter::once(("model".to_owned(), model)))
+    }
+}
+
+/// Whether a request to stop is ignored.
+fn is_deaf() -> bool {
+    env::var("FAKE_DEAF").is_ok()
+}
+
+fn report(step: u64) -> StepReport {
+    StepReport {
+        step,
+        loss: 0.5,
+        task_losses: BTreeMap::new(),
+        lambda: 0.5,
+        learning_rate: 1e-4,
+        gradient_norm: 1.0,
+        examples: 4,
+        tokens: 20,
+        seconds: 0.1,
+    }
+}

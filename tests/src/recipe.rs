@@ -1,0 +1,74 @@
+//! Recipes as a user writes them: text, with relative paths into a [`Workplace`](crate::Workplace).
+
+use std::fmt::Write as _;
+
+/// A recipe. Sections are the inside of YAML's braces: `epochs: 2, batch_size: 16`.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// `name`.
+    pub name: String,
+    /// `mode`.
+    pub mode: String,
+    /// Entries of `data.tasks`: a GLUE name, or a mapping in braces.
+    pub tasks: Vec<String>,
+    /// Rest of `model`.
+    pub model: String,
+    /// Rest of `data`.
+    pub data: String,
+    /// `train.teachers`.
+    pub teachers: String,
+    /// `train.student`.
+    pub student: String,
+    /// `checkpoint`.
+    pub checkpoint: String,
+    /// `cluster`.
+    pub cluster: String,
+}
+
+impl Recipe {
+    /// Single→Multi of the named tasks (GLUE's, `mood` or `warmth`), quick and without dropout.
+    pub fn of(tasks: &[&str]) -> Recipe {
+        Recipe {
+            name: "tiny".into(),
+            mode: "single-to-multi".into(),
+            tasks: tasks.iter().map(|t| Recipe::task(t)).collect(),
+            model: "max_length: 40, dropout: 0".into(),
+            data: String::new(),
+            teachers: "epochs: 2, batch_size: 16, learning_rate: 0.002".into(),
+            student: "epochs: 3, batch_size: 16, learning_rate: 0.002".into(),
+            checkpoint: "every_steps: 20, keep: 2".into(),
+            cluster: "processes: 2, deadline: 60".into(),
+        }
+    }
+
+    /// The entry of one task in `data.tasks`.
+    pub fn task(name: &str) -> String {
+        match name {
+            "mood" => "{ name: mood, train: own/mood.tsv, dev_fraction: 0.2, header: false, text: 2, label: 1, \
+                       type: classification, labels: [negative, neutral, positive], thresholds: [-1, 1] }"
+                .into(),
+            "warmth" => "{ name: warmth, train: own/warmth-train.tsv, dev: own/warmth-dev.tsv, text: text, \
+                         label: degree, type: regression, range: [-4, 4], metric: pearson }"
+                .into(),
+            glue => glue.into(),
+        }
+    }
+
+    /// The recipe as a file's text.
+    pub fn text(&self) -> String {
+        let mut text = format!("name: {}\nmode: {}\nseed: 5\n", self.name, self.mode);
+        let mut line = |text_of_line: std::fmt::Arguments| writeln!(text, "{text_of_line}").unwrap();
+        line(format_args!("model: {{ path: encoder, {} }}", self.model));
+        line(format_args!("data:\n  glue: glue"));
+        if !self.data.is_empty() {
+            line(format_args!("  {}", self.data.replace(", ", "\n  ")));
+        }
+        line(format_args!("  tasks:"));
+        for task in &self.tasks {
+            line(format_args!("    - {task}"));
+        }
+        line(format_args!("train:\n  teachers: {{ {} }}\n  student: {{ {} }}", self.teachers, self.student));
+        line(format_args!("checkpoint: {{ {} }}\ncluster: {{ {} }}", self.checkpoint, self.cluster));
+        text
+    }
+}

@@ -1,0 +1,61 @@
+//! `bam plan` says what would run, starts nothing and writes nothing.
+
+#![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use bam_tests::{Recipe, Snapshot, Workplace};
+
+fn cells(text: &str, first: &str) -> Vec<String> {
+    let row = text.lines().find(|l| l.split_whitespace().next() == Some(first));
+    row.unwrap_or_else(|| panic!("no row of {first} in {text}")).split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_plan_has_stages_tasks_and_step_counts_and_leaves_no_trace() {
+    let place = Workplace::new();
+    place.recipe("recipe.yaml", &Recipe::of(&["cola", "stsb", "mood"]));
+    // Whoever starts one of these leaves a mark.
+    let mark = place.at("mark");
+    for name in ["mpirun", "bam-worker"] {
+        let path = place.write(name, &format!("#!/bin/sh\necho {name} >> {}\n", mark.display()));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let before = Snapshot::of(place.path());
+    let plan = |arguments: &[&str]| {
+        let bam = place.bam(["plan", "recipe.yaml"]);
+        let bam = bam.env("BAM_MPIRUN", place.at("mpirun")).env("BAM_WORKER", place.at("bam-worker"));
+        arguments.iter().fold(bam.env("PATH", place.path()), |bam, a| bam.arg(a)).expect(0)
+    };
+    let done = plan(&[]);
+    for (stage, steps) in [("teacher-cola", "30"), ("teacher-stsb", "30"), ("teacher-mood", "30"), ("student", "135")] {
+        let row = cells(&done.stdout, stage);
+        assert!(row.contains(&steps.to_owned()), "{stage} should have {steps} steps: {row:?}");
+    }
+    for stage in ["prepare", "logits"] {
+        cells(&done.stdout, stage);
+    }
+    for task in ["cola", "stsb", "mood"] {
+        let row = cells(&done.stdout, task);
+        assert!(row.ends_with(&["240".to_owned(), "60".to_owned()]), "{row:?}");
+    }
+    let other = plan(&["-n", "4", "-o", "train.student.epochs=10", "-o", "mode=multi"]);
+    assert!(cells(&other.stdout, "multi").contains(&"450".to_owned()), "{other}");
+    assert!(!other.stdout.contains("teacher-cola"), "{other}");
+    before.assert_same(&Snapshot::of(place.path()));
+    assert!(!mark.exists());
+}
+
+#[test]
+fn help_and_version_are_there() {
+    let place = Workplace::new();
+    let help = place.bam(["--help"]).expect(0);
+    for part in ["run", "plan", "report", "Exit codes", "75"] {
+        assert!(help.stdout.contains(part), "{part} is not in {help}");
+    }
+    for command in ["run", "plan", "report"] {
+        assert!(place.bam([command, "--help"]).expect(0).stdout.contains("Usage:"));
+    }
+    assert!(place.bam(["--version"]).expect(0).stdout.starts_with("bam "));
+}

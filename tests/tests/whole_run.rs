@@ -1,0 +1,108 @@
+//! A whole recipe from the first file to the results table, the same recipe again, and again with other data.
+
+#![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
+
+use bam_tests::{Recipe, Run, Snapshot, Workplace};
+
+const STAGES: [&str; 7] =
+    ["logits", "prepare", "student", "teacher-cola", "teacher-mood", "teacher-stsb", "teacher-warmth"];
+const METRICS: [(&str, &str); 4] =
+    [("cola", "matthews"), ("stsb", "spearman"), ("mood", "accuracy"), ("warmth", "pearson")];
+
+fn mean_loss(run: &Run, stage: &str, last: bool) -> f64 {
+    let losses: Vec<f64> = run.steps(stage).iter().map(|s| s.loss).collect();
+    let part = if last { &losses[losses.len() - 10..] } else { &losses[..10] };
+    part.iter().sum::<f64>() / part.len() as f64
+}
+
+/// What a finished run of the recipe below has to have left.
+fn check_products(run: &Run, stdout: &str) {
+    assert_eq!(run.stages(), STAGES);
+    for (task, metric) in METRICS {
+        let row = stdout.lines().find(|l| l.trim_start().starts_with(task)).unwrap_or_default();
+        let cells: Vec<&str> = row.split_whitespace().collect();
+        assert!(cells.len() == 5 && cells[1] == metric, "row of {task}: '{row}' in {stdout}");
+        for stage in ["student", &format!("teacher-{task}")] {
+            let dev = run.json(&format!("stages/{stage}/dev.json"));
+            let score = &dev[task]["metrics"][metric];
+            assert_eq!(dev[task]["examples"], 60, "{dev}");
+            // A teacher has seen a quarter of the examples, and may not have learnt much.
+            let least = if stage == "student" { 0.4 } else { -1.0 };
+            assert!(score.as_f64().is_none_or(|s| s > least && s <= 1.0), "{stage} reached {metric} {score} on {task}");
+            assert!(stage != "student" || score.is_number(), "{dev}");
+            let column = if stage == "student" { "student" } else { "single" };
+            assert_eq!(&run.json("report.json")["tasks"][task][metric][column], score);
+            let predictions =
+                std::fs::read_to_string(run.stage(stage, &format!("predictions/{task}-dev.tsv"))).unwrap();
+            assert_eq!(predictions.lines().count(), 61, "{predictions}");
+            for file in ["config.json", "model.safetensors", "vocab.txt"] {
+                assert!(run.stage(stage, "model").join(file).is_file(), "{stage} has no model/{file}");
+            }
+        }
+    }
+    assert!(stdout.lines().any(|l| l.trim_start().starts_with("average")), "{stdout}");
+    let heads = run.json("stages/student/model/config.json")["bam_heads"].clone();
+    assert_eq!(heads.as_array().map(Vec::len), Some(4), "{heads}");
+    let teacher = run.json("stages/teacher-mood/model/config.json");
+    assert_eq!(teacher["architectures"][0], "BertForSequenceClassification");
+    assert_eq!(teacher["id2label"]["2"], "positive");
+    assert!(run.steps("student").iter().all(|s| s.task_losses.len() <= 4));
+}
+
+#[test]
+fn a_recipe_runs_from_files_to_table_once_and_notices_changed_data() {
+    let place = Workplace::new();
+    let mut recipe = Recipe::of(&["cola", "stsb", "mood", "warmth"]);
+    recipe.teachers = "epochs: 4, batch_size: 16, learning_rate: 0.002".into();
+    place.recipe("recipe.yaml", &recipe);
+    let arguments = ["run", "recipe.yaml", "-n", "2"];
+
+    let first = place.bam(arguments).expect(0);
+    let run = Run::new(place.at("runs/tiny"));
+    check_products(&run, &first.stdout);
+    let steps = run.steps("student");
+    assert_eq!(steps.iter().map(|s| s.step).collect::<Vec<_>>(), (0..steps.len() as u64).collect::<Vec<_>>());
+    assert_eq!(steps.len(), 960 / 16 * 3);
+    assert!(steps[0].lambda < 0.02 && steps[steps.len() - 1].lambda > 0.98, "teacher annealing");
+    let (before, after) = (mean_loss(&run, "student", false), mean_loss(&run, "student", true));
+    assert!(after < 0.6 * before, "the student's loss went from {before} to {after} only");
+    assert!(!run.at("control.json").exists(), "the control file outlives the run");
+
+    let everything_but_locks = |run: &Run| Snapshot::of(run.path()).without(&["lock"]);
+    let made = everything_but_locks(&run);
+    let second = place.bam(arguments).expect(0);
+    assert_eq!(second.stdout, first.stdout, "the same table again");
+    assert_eq!(second.stderr.matches("done before").count(), 7, "{second}");
+    made.assert_same(&everything_but_locks(&run));
+
+    let shown = place.bam(["report", "runs/tiny"]).expect(0);
+    assert_eq!(shown.stdout, first.stdout);
+    made.assert_same(&everything_but_locks(&run));
+
+    place.edit("glue/CoLA/train.tsv", |text| text.replacen("\t1\t", "\t0\t", 1));
+    place.bam(arguments).finish().expect_error(3, &["prepare", "other inputs", "source cola", "remove"]);
+    made.assert_same(&everything_but_locks(&run));
+}
+
+#[test]
+fn the_other_modes_run_too() {
+    let place = Workplace::new();
+    let mut recipe = Recipe::of(&["mrpc", "rte"]);
+    recipe.teachers = "epochs: 1, batch_size: 16".into();
+    recipe.student =
+        "epochs: 1, batch_size: 16, micro_batch_size: 5, loss_reduction: sum, bias_correction: true".into();
+    recipe.model = "max_length: 24, layers: 1, regression_output: linear".into();
+    place.recipe("recipe.yaml", &recipe);
+    for (mode, stages, columns) in [
+        ("single", vec!["prepare", "single-mrpc", "single-rte"], "Single"),
+        ("multi", vec!["multi", "prepare"], "Multi"),
+    ] {
+        let (mode_setting, directory) = (format!("mode={mode}"), format!("runs/{mode}"));
+        let arguments = ["run", "recipe.yaml", "-n", "1", "-o", &mode_setting, "--run-dir", &directory];
+        let done = place.bam(arguments).expect(0);
+        assert_eq!(Run::new(place.at(directory)).stages(), stages);
+        let header = done.stdout.lines().find(|l| l.trim_start().starts_with("Task")).unwrap_or_default();
+        assert_eq!(header.split_whitespace().collect::<Vec<_>>(), ["Task", "Metric", columns]);
+        assert!(done.stdout.contains("mrpc") && done.stdout.contains("f1") && done.stdout.contains("rte"), "{done}");
+    }
+}
