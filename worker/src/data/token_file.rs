@@ -45,6 +45,11 @@ impl TokenSet {
         self.example_ids.len()
     }
 
+    /// True if there is no example, which no file of ours has.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Token ids of example `i` < N.
     pub fn tokens(&self, i: usize) -> &[i32] {
         &self.input_ids[self.offsets[i]..self.offsets[i + 1]]
