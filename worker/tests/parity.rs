@@ -2,6 +2,9 @@
 //! float64, against ours in float32: alone, in two threads, in two MPI processes, in every batch layout, with and
 //! without accumulation. `PARITY_DIR` names the directory with the answer; without it the tests skip and say so.
 
+// Helpers of the tests fail as the tests do.
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;

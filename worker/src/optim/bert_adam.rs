@@ -129,7 +129,7 @@ mod tests {
             v = 0.999 * v + 0.001 * g * g;
             let t = i as i32 + 1;
             let (cm, cv) = if correct { (1.0 - 0.9f64.powi(t), 1.0 - 0.999f64.powi(t)) } else { (1.0, 1.0) };
-            p -= rate * ((m / cm) / ((v / cv as f64).sqrt() + 1e-6) + decay * p);
+            p -= rate * ((m / cm) / ((v / cv).sqrt() + 1e-6) + decay * p);
         }
         p
     }
