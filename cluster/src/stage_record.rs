@@ -20,7 +20,7 @@ pub struct StageRecord {
     pub inputs: Sums,
     /// What it made.
     pub outputs: Sums,
-    /// Wall time over all its starts, as far as it is known.
+    /// Wall time of the start that completed it.
     pub seconds: f64,
 }
 

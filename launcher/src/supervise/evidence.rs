@@ -8,8 +8,8 @@ use bam_cluster::protocol::{Failure, Heartbeat, Hello, Outcome};
 
 use super::mpirun_output::RankEnd;
 
-/// How many lines of each are remembered.
-const REMEMBERED: usize = 20;
+/// How many lines of each are remembered, to be quoted in a verdict.
+const REMEMBERED: usize = 8;
 
 /// All evidence. Times count from the start of the stage.
 #[derive(Debug)]
@@ -124,8 +124,8 @@ impl Tail {
         self.0.push_back(line.to_owned());
     }
 
-    /// The last `n` lines, indented; empty if there are none.
-    pub fn quoted(&self, n: usize) -> String {
-        self.0.iter().skip(self.0.len().saturating_sub(n)).map(|line| format!("\n    {line}")).collect()
+    /// The last lines, indented; empty if there are none.
+    pub fn quoted(&self) -> String {
+        self.0.iter().map(|line| format!("\n    {line}")).collect()
     }
 }

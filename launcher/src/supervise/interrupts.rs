@@ -10,7 +10,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// One request may come as several signals: `timeout` and batch systems signal a program and then its whole group.
-const ONE_REQUEST: Duration = Duration::from_millis(300);
+/// Nobody presses Ctrl-C twice within this time.
+const ONE_REQUEST: Duration = Duration::from_millis(100);
 
 /// How often somebody has asked this program to end.
 #[derive(Debug, Clone, Default)]

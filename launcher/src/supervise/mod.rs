@@ -10,6 +10,7 @@ mod interrupts;
 mod mpirun_output;
 mod orders;
 mod screen;
+mod sentence;
 mod stage_log;
 mod verdict;
 

@@ -1,6 +1,5 @@
 //! How a stage ends, judged from the evidence: a pure function that names the guilty rank and what it was doing.
 
-use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use bam_cluster::stage_record::Sums;
 
 use super::evidence::{Evidence, RankEvidence};
 use super::mpirun_output::RankEnd;
+use super::sentence::{doing, ended_unexplained, go_on, name, rank_ended, with_last_lines};
 
 /// A rank beats every second; one that is silent for this long is dead, stopped or cut off.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -21,8 +21,6 @@ const END_WITHIN: Duration = Duration::from_secs(30);
 const FAILURES_SETTLE: Duration = Duration::from_secs(3);
 /// What is still on its way when `mpirun` has ended.
 const EXIT_SETTLES: Duration = Duration::from_millis(500);
-/// Lines quoted in a verdict.
-const QUOTED: usize = 8;
 
 /// The end of a stage.
 #[derive(Debug, PartialEq)]
@@ -128,57 +126,6 @@ fn failures(evidence: &Evidence) -> Judgement {
     Judgement::Failed(Verdict { sentence, exit_code })
 }
 
-fn rank_ended(evidence: &Evidence, end: &RankEnd) -> String {
-    match end {
-        RankEnd::Signal { rank, host, signal } => {
-            let who = match evidence.ranks.get(*rank).and_then(|r| r.identity.as_ref()) {
-                Some(_) => name(evidence, *rank),
-                None => format!("rank {rank} ({host})"),
-            };
-            go_on(evidence, &format!("{who} was killed by signal {signal}{}", doing(evidence, *rank)))
-        }
-        RankEnd::Status { rank, status } => {
-            let what = format!("{} ended with status {status}{}", name(evidence, *rank), doing(evidence, *rank));
-            let tail = evidence.ranks.get(*rank).map(|r| r.tail.quoted(QUOTED)).unwrap_or_default();
-            with_last_lines(go_on(evidence, &what), &tail)
-        }
-    }
-}
-
-/// `mpirun` ended and did not say why.
-fn ended_unexplained(evidence: &Evidence, status: ExitStatus) -> String {
-    let how = match (status.code(), status.signal()) {
-        (Some(code), _) => format!("ended with status {code}"),
-        (None, Some(signal)) => format!("was killed by signal {signal}"),
-        (None, None) => "ended".to_owned(),
-    };
-    let size = evidence.ranks.len();
-    let connected = evidence.ranks.iter().filter(|r| r.identity.is_some()).count();
-    if connected < size {
-        let what = format!("mpirun {how} before all ranks had started ({connected} of {size} connected)");
-        let own = evidence.mpirun_tail.quoted(QUOTED);
-        let tail = if own.is_empty() { tails(evidence) } else { own };
-        return with_last_lines(what, &tail);
-    }
-    let first = evidence.ranks.iter().enumerate().filter_map(|(i, r)| r.left.map(|at| (at, i))).min();
-    let what = match first {
-        Some((_, rank)) if !status.success() => {
-            format!("mpirun {how}; the first rank to leave was {}{}", name(evidence, rank), doing(evidence, rank))
-        }
-        _ => format!("mpirun {how}, but no rank said that the stage is complete"),
-    };
-    let own = evidence.mpirun_tail.quoted(QUOTED);
-    with_last_lines(go_on(evidence, &what), &if own.is_empty() { tails(evidence) } else { own })
-}
-
-fn tails(evidence: &Evidence) -> String {
-    evidence.ranks.iter().map(|r| r.tail.quoted(QUOTED)).find(|tail| !tail.is_empty()).unwrap_or_default()
-}
-
-fn with_last_lines(sentence: String, tail: &str) -> String {
-    if tail.is_empty() { sentence } else { format!("{sentence}\n  last lines:{tail}") }
-}
-
 /// A rank that has not been heard of for too long, or whose connection ended without a word.
 fn silent(evidence: &Evidence, now: Duration) -> Option<String> {
     let since = |r: &RankEvidence| r.left.unwrap_or(r.last_heard);
@@ -224,37 +171,16 @@ fn absent(evidence: &Evidence, now: Duration) -> Option<String> {
         return None;
     }
     let rank = evidence.ranks.iter().position(|r| r.identity.is_none())?;
-    let tail = evidence.ranks[rank].tail.quoted(QUOTED);
+    let tail = evidence.ranks[rank].tail.quoted();
     let what = format!("rank {rank} did not connect within {} s", CONNECT_WITHIN.as_secs());
     Some(with_last_lines(what, &tail))
-}
-
-fn name(evidence: &Evidence, rank: usize) -> String {
-    match evidence.ranks.get(rank).and_then(|r| r.identity.as_ref()) {
-        Some(identity) => format!("rank {rank} ({}, pid {})", identity.host, identity.pid),
-        None => format!("rank {rank}"),
-    }
-}
-
-/// ` at step 17, in phase 'backward', in collective 'gradients'`, as far as it is known.
-fn doing(evidence: &Evidence, rank: usize) -> String {
-    let Some(beat) = evidence.ranks.get(rank).and_then(|r| r.heartbeat.as_ref()) else { return String::new() };
-    // All ranks go in step, so that a step which rank 0 reports is newer news than an old heartbeat.
-    let step = beat.step.max(evidence.latest_step).map(|s| format!(" at step {s},")).unwrap_or_default();
-    let collective = beat.collective.as_ref().map(|(c, _)| format!(", in collective '{c}'")).unwrap_or_default();
-    format!("{step} in phase '{}'{collective}", beat.phase)
-}
-
-fn go_on(evidence: &Evidence, what: &str) -> String {
-    match evidence.checkpoint {
-        Some(step) => format!("{what}; run the same command to go on from the last checkpoint (step {step})"),
-        None => format!("{what}; run the same command to begin this stage again"),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
     use bam_cluster::protocol::{Failure, Heartbeat, Hello};
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -329,6 +255,19 @@ mod tests {
         exit(&mut e, 139);
         let s = sentence(&e, 11 * SECOND);
         assert!(s.contains("at step 19") && s.ends_with("run the same command to begin this stage again"), "{s}");
+    }
+
+    #[test]
+    fn a_phase_from_before_the_first_step_is_not_joined_to_a_later_step() {
+        let mut e = evidence();
+        for rank in &mut e.ranks {
+            rank.heartbeat = Some(Heartbeat { phase: "joining".into(), step: None, collective: None, sequence: 0 });
+        }
+        e.latest_step = Some(3);
+        e.rank_ends.push(RankEnd::Signal { rank: 1, host: "n1".into(), signal: "9 (Killed)".into() });
+        exit(&mut e, 137);
+        let s = sentence(&e, 11 * SECOND);
+        assert!(s.contains("signal 9 (Killed) at step 3;") && !s.contains("joining"), "{s}");
     }
 
     #[test]
