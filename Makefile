@@ -35,8 +35,8 @@ test: ## run all tests, on the programs as released
 	@setup/setup.sh all
 	cargo test --release --workspace --locked -- --test-threads=$(TEST_THREADS) $(TEST_ARGS)
 
-bench: setup ## measure
-	cargo bench --workspace --locked
+bench: setup ## measure speed and memory against their targets (some ten minutes)
+	cargo bench -p bam-tests --locked
 
 # In the release profile, so that libtorch's bindings are compiled once for this and for the tests.
 lint: ## check format, lints, documentation, shell scripts and the dependencies' licences
@@ -46,7 +46,7 @@ lint: ## check format, lints, documentation, shell scripts and the dependencies'
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
 	@if command -v shellcheck >/dev/null; then \
 	    files="$$(grep -slE '^#!.*sh( |$$)' .ci/* setup/* slurm/* tests/* tests/*/*)"; \
-	    echo shellcheck $$files; shellcheck $$files; \
+	    echo shellcheck -x $$files; shellcheck -x $$files; \
 	else \
 	    echo "shellcheck: skipped, it is not installed (apt-get install shellcheck)"; \
 	fi

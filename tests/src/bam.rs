@@ -167,10 +167,19 @@ impl Running {
     ///
     /// # Panics
     /// The deadline passes.
-    pub fn finish(mut self) -> Finished {
+    pub fn finish(self) -> Finished {
+        self.watch(LOOK_EVERY, || {})
+    }
+
+    /// Waits for its end and looks at something again and again until then.
+    ///
+    /// # Panics
+    /// The deadline passes.
+    pub fn watch(mut self, every: Duration, mut look: impl FnMut()) -> Finished {
         while !self.has_ended() {
             self.check_deadline();
-            thread::sleep(LOOK_EVERY);
+            look();
+            thread::sleep(every);
         }
         let status = self.status.unwrap();
         Finished {

@@ -46,6 +46,13 @@ impl Process {
         entries.find(|(n, _)| *n == name).map(|(_, value)| value.to_owned())
     }
 
+    /// The most memory that it has had in use, in MiB, if it is still there.
+    pub fn peak_memory_mib(&self) -> Option<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+        Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
+    }
+
     /// Its command line.
     pub fn command_line(&self) -> String {
         let bytes = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();

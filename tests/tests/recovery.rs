@@ -243,8 +243,8 @@ fn a_second_interrupt_ends_at_once_even_a_rank_that_hangs() {
         thread::sleep(Duration::from_millis(10));
     }
     assert!(said.contains("press Ctrl-C again"), "{said}");
-    // At a person's pace: two signals within a third of a second count as one request.
-    thread::sleep(Duration::from_millis(500));
+    // At a person's pace: two signals within a tenth of a second count as one request.
+    thread::sleep(Duration::from_millis(200));
     running.signal(Signal::SIGINT);
     let since = Instant::now();
     let killed = running.finish().expect(130);

@@ -65,7 +65,7 @@ fn end_of_batch(set: &TokenSet, which: &[usize], start: usize) -> usize {
 /// of the set, on every rank.
 ///
 /// # Errors
-/// A collective did not come about.
+/// The model answers with something that is no number, or a collective did not come about.
 pub fn predict(
     model: &Bert,
     head: usize,
@@ -77,6 +77,7 @@ pub fn predict(
 ) -> Result<Vec<f32>> {
     let mine = share(set, world.rank(), world.size());
     let raw = outputs(model, head, set, &mine, layout, |_| Ok(()))?;
+    ensure!(raw.iter().all(|r| r.is_finite()), "the model's outputs are not finite: training has diverged");
     let predictions = to_predictions(&raw, kind, output);
     let gathered = world.all_gather("predictions", bytemuck::cast_slice(&predictions))?;
     let mut all = vec![f32::NAN; set.len()];
@@ -86,7 +87,7 @@ pub fn predict(
             all[i] = value;
         }
     }
-    ensure!(all.iter().all(|p| p.is_finite()), "the model's predictions are not finite: training has diverged");
+    ensure!(all.iter().all(|p| p.is_finite()), "a dev example was predicted by no rank");
     Ok(all)
 }
 
