@@ -96,22 +96,16 @@ impl TokenSet {
     }
 }
 
-/// A token file that cannot be used or made.
+/// A token file that is missing, damaged or of another kind.
 #[derive(Debug, thiserror::Error)]
-pub enum TokenFileError {
-    /// It is missing, damaged or of another kind.
-    #[error("{path}: {problem}\n  remove {stage} and run again: the prepare stage makes the file anew")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-        /// The prepare stage's directory.
-        stage: PathBuf,
-    },
-    /// It cannot be written.
-    #[error(transparent)]
-    Unwritable(#[from] WriteError),
+#[error("{path}: {problem}\n  remove {stage} and run again: the prepare stage makes the file anew")]
+pub struct TokenFileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub problem: String,
+    /// The prepare stage's directory.
+    pub stage: PathBuf,
 }
 
 /// The file `data/TASK-SPLIT.h5`: datasets `input_ids`, `token_type_ids`, `offsets`, `label`, `example_id`.
@@ -156,7 +150,7 @@ impl TokenFile {
         read(path, expected_sha256).map_err(|problem| {
             let run = path.parent().and_then(Path::parent).unwrap_or(Path::new("."));
             let stage = bam_cluster::run_dir::RunDir::new(run).stage("prepare");
-            TokenFileError::Damaged { path: path.to_owned(), problem, stage }
+            TokenFileError { path: path.to_owned(), problem, stage }
         })
     }
 }
