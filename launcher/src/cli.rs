@@ -18,7 +18,12 @@ Exit codes:
   2    the command line or the recipe is wrong
   3    a data file or the encoder is missing or bad
   75   stopped at a checkpoint: run the same command to go on
-  130  killed by a second Ctrl-C";
+  130  killed by a second Ctrl-C
+
+Environment:
+  BAM_MPIRUN  the mpirun to start the workers with, if not the one on PATH
+  BAM_WORKER  the worker program, if not the bam-worker beside bam
+  BAM_LOG     how much the workers log: error, warn, info (default), debug, trace";
 
 /// Trains BERT on several tasks at once by Born-Again Multi-task distillation, on any number of processes.
 #[derive(Debug, Parser)]
