@@ -53,7 +53,7 @@ pub struct RecipeArguments {
     /// Number of processes (cluster.processes)
     #[arg(short = 'n', long = "processes", value_name = "N")]
     pub processes: Option<usize>,
-    /// Change one value of the recipe, for example train.student.epochs=3; may be repeated
+    /// Change one value of the recipe, for example train.multi.epochs=3; may be repeated
     #[arg(short = 'o', long = "override", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 }

@@ -116,10 +116,10 @@ mod tests {
 
     #[test]
     fn differing_keys_are_named() {
-        let (_dir, run) = claimed_by(&recipe("train: { student: { epochs: 3 } }"));
+        let (_dir, run) = claimed_by(&recipe("train: { multi: { epochs: 3 } }"));
         let message = check(&run, &recipe("seed: 2")).unwrap_err().to_string();
         assert!(message.contains("\n  seed: 1 there, 2 here\n"), "{message}");
-        assert!(message.contains("  train.student.epochs: 3 there, 6 here"), "{message}");
+        assert!(message.contains("  train.multi.epochs: 3 there, 6 here"), "{message}");
         assert!(!message.contains("sampling") && !message.contains("cluster"), "{message}");
     }
 

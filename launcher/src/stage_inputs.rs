@@ -75,7 +75,10 @@ impl<'a> StageInputs<'a> {
 
     fn train(&self, run: &RunDir, train: &TrainStage, inputs: &mut Sums) -> Result<(), MissingProduct> {
         inputs.insert("stage".to_owned(), digest::of_json(&(train, &self.project.recipe.model)));
-        inputs.insert("encoder".to_owned(), self.encoder.clone());
+        match &train.start {
+            None => drop(inputs.insert("encoder".to_owned(), self.encoder.clone())),
+            Some(start) => self.copy(run, start, "model", format!("model {start}"), inputs)?,
+        }
         for task in &train.tasks {
             for split in ["train", "dev"] {
                 self.copy(run, "prepare", &format!("{task}-{split}"), format!("data {task}-{split}"), inputs)?;
@@ -89,7 +92,7 @@ impl<'a> StageInputs<'a> {
 
     fn logits(&self, run: &RunDir, logits: &LogitsStage, inputs: &mut Sums) -> Result<(), MissingProduct> {
         for teacher in &logits.teachers {
-            self.copy(run, &teacher.stage, "model", format!("teacher {}", teacher.stage), inputs)?;
+            self.copy(run, &teacher.stage, "model", format!("model {}", teacher.stage), inputs)?;
             let data = format!("{}-train", teacher.task);
             self.copy(run, "prepare", &data, format!("data {data}"), inputs)?;
         }

@@ -70,14 +70,14 @@ fn training() {
         setting("1 process, ragged", &["-n", "1"]),
         setting("1 process, padded", &["-n", "1", "-o", "cluster.layout=padded"]),
         setting("2 processes, ragged", &["-n", "2"]),
-        setting("2 processes, ragged, in fours", &["-n", "2", "-o", "train.student.micro_batch_size=4"]),
+        setting("2 processes, ragged, in fours", &["-n", "2", "-o", "train.multi.micro_batch_size=4"]),
     ];
     println!("\nTraining the demo's student ({TURNS} turns, medians)");
     for _ in 0..TURNS {
         for setting in &mut settings {
             let directory = tempfile::tempdir().unwrap();
             let directory = directory.path().join("run");
-            let short = ["-o", "mode=multi", "-o", "data.max_train_examples=500", "-o", "train.student.epochs=1"];
+            let short = ["-o", "mode=multi", "-o", "data.max_train_examples=500", "-o", "train.multi.epochs=1"];
             let peak = run("demo", &directory, &[setting.arguments, &short].concat());
             setting.peak_mib = setting.peak_mib.max(peak);
             setting.samples_a_second.push(samples_a_second(&Run::new(&directory)));

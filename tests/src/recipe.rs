@@ -15,10 +15,10 @@ pub struct Recipe {
     pub model: String,
     /// Rest of `data`.
     pub data: String,
-    /// `train.teachers`.
-    pub teachers: String,
-    /// `train.student`.
-    pub student: String,
+    /// `train.single`.
+    pub single: String,
+    /// `train.multi`.
+    pub multi: String,
     /// `checkpoint`.
     pub checkpoint: String,
     /// `cluster`.
@@ -34,8 +34,8 @@ impl Recipe {
             tasks: tasks.iter().map(|t| Recipe::task(t)).collect(),
             model: "max_length: 40, dropout: 0".into(),
             data: String::new(),
-            teachers: "epochs: 2, batch_size: 16, learning_rate: 0.002".into(),
-            student: "epochs: 3, batch_size: 16, learning_rate: 0.002".into(),
+            single: "epochs: 2, batch_size: 16, learning_rate: 0.002".into(),
+            multi: "epochs: 3, batch_size: 16, learning_rate: 0.002".into(),
             checkpoint: "every_steps: 20, keep: 2".into(),
             cluster: "processes: 2, deadline: 60".into(),
         }
@@ -67,7 +67,7 @@ impl Recipe {
         for task in &self.tasks {
             line(format_args!("    - {task}"));
         }
-        line(format_args!("train:\n  teachers: {{ {} }}\n  student: {{ {} }}", self.teachers, self.student));
+        line(format_args!("train:\n  single: {{ {} }}\n  multi: {{ {} }}", self.single, self.multi));
         line(format_args!("checkpoint: {{ {} }}\ncluster: {{ {} }}", self.checkpoint, self.cluster));
         text
     }

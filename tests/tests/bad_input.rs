@@ -10,8 +10,8 @@ use bam_tests::{Bam, Finished, Recipe, Run, Snapshot, Workplace, program};
 
 fn small() -> Recipe {
     let mut recipe = Recipe::of(&["cola", "stsb"]);
-    recipe.teachers = "epochs: 1, batch_size: 16".into();
-    recipe.student = "epochs: 1, batch_size: 16".into();
+    recipe.single = "epochs: 1, batch_size: 16".into();
+    recipe.multi = "epochs: 1, batch_size: 16".into();
     recipe
 }
 
@@ -42,8 +42,8 @@ fn line_of(place: &Workplace, part: &str) -> String {
 
 #[test]
 fn a_misspelt_key_is_refused_with_its_place_and_the_nearest_name() {
-    let place = wrong(|p| p.edit("recipe.yaml", |text| text.replace("student: { epochs", "student: { epoch")));
-    let line = line_of(&place, "student");
+    let place = wrong(|p| p.edit("recipe.yaml", |text| text.replace("multi: { epochs", "multi: { epoch")));
+    let line = line_of(&place, "multi: {");
     refused(&place, &[], 2, &["recipe.yaml", "unknown field `epoch`", &line, "did you mean 'epochs'?"]);
     let section = wrong(|p| p.edit("recipe.yaml", |text| text.replace("checkpoint:", "checkpoints:")));
     let line = line_of(&section, "checkpoints");
@@ -52,9 +52,8 @@ fn a_misspelt_key_is_refused_with_its_place_and_the_nearest_name() {
 
 #[test]
 fn a_value_of_the_wrong_type_is_refused_with_its_place() {
-    let place =
-        wrong(|p| p.edit("recipe.yaml", |text| text.replace("student: { epochs: 1", "student: { epochs: many")));
-    let line = line_of(&place, "student");
+    let place = wrong(|p| p.edit("recipe.yaml", |text| text.replace("multi: { epochs: 1", "multi: { epochs: many")));
+    let line = line_of(&place, "multi: {");
     refused(&place, &[], 2, &["recipe.yaml", "epochs", "many", &line]);
     let place = wrong(|p| p.edit("recipe.yaml", |text| text.replace("mode: single-to-multi", "mode: single-to-mutli")));
     refused(&place, &[], 2, &["single-to-mutli", "line 2 column ", "did you mean 'single-to-multi'?"]);
@@ -69,10 +68,10 @@ fn a_value_of_the_wrong_type_is_refused_with_its_place() {
 fn overrides_are_checked_as_strictly() {
     let place = wrong(|_| {});
     for (text, parts) in [
-        ("train.student.epochs", vec!["-o train.student.epochs", "KEY=VALUE"]),
-        ("train.student.epoch=2", vec!["unknown field `epoch`", "did you mean 'epochs'?"]),
-        ("train.student.epochs=many", vec!["train.student.epochs", "many"]),
-        ("train.student.epochs=0", vec!["train.student.epochs", "at least 1"]),
+        ("train.multi.epochs", vec!["-o train.multi.epochs", "KEY=VALUE"]),
+        ("train.multi.epoch=2", vec!["unknown field `epoch`", "did you mean 'epochs'?"]),
+        ("train.multi.epochs=many", vec!["train.multi.epochs", "many"]),
+        ("train.multi.epochs=0", vec!["train.multi.epochs", "at least 1"]),
         ("data.tasks.5=rte", vec!["data.tasks.5=rte", "not an entry of a list of 2"]),
         ("data.tasks.1=colla", vec!["no GLUE task 'colla'", "did you mean 'cola'?"]),
         ("data.tasks.1=cola", vec!["two tasks are named 'cola'"]),
@@ -194,7 +193,7 @@ fn a_run_directory_of_another_recipe_is_left_alone() {
     let before = Snapshot::of(run.path());
     for (text, parts) in [
         ("seed=6", ["seed: 5 there, 6 here", "choose another name"]),
-        ("train.student.epochs=2", ["train.student.epochs: 1 there, 2 here", "choose another name"]),
+        ("train.multi.epochs=2", ["train.multi.epochs: 1 there, 2 here", "choose another name"]),
         ("seed", ["-o seed", "KEY=VALUE"]),
         ("data.glue=nowhere", ["nowhere/CoLA/train.tsv", "task 'cola'"]),
     ] {

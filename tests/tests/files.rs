@@ -17,8 +17,8 @@ fn finished() -> &'static Run {
     ONCE.get_or_init(|| {
         let place = Workplace::shared("files");
         let mut recipe = Recipe::of(&["cola", "mood", "warmth"]);
-        recipe.teachers = "epochs: 1, batch_size: 16".into();
-        recipe.student = "epochs: 1, batch_size: 16".into();
+        recipe.single = "epochs: 1, batch_size: 16".into();
+        recipe.multi = "epochs: 1, batch_size: 16".into();
         recipe.cluster = "processes: 3".into();
         place.recipe("recipe.yaml", &recipe);
         place.bam(["run", "recipe.yaml"]).expect(0);

@@ -48,8 +48,8 @@ fn three_tasks_run_from_their_official_files_to_the_table() {
     let place = Workplace::new();
     let mut recipe = Recipe::of(&["cola", "rte", "stsb"]);
     recipe.data = "max_train_examples: 120, max_dev_examples: 50".into();
-    recipe.teachers = "epochs: 1, batch_size: 16".into();
-    recipe.student = "epochs: 1, batch_size: 32".into();
+    recipe.single = "epochs: 1, batch_size: 16".into();
+    recipe.multi = "epochs: 1, batch_size: 32".into();
     place.recipe("recipe.yaml", &recipe);
     let done = place.bam(["run", "recipe.yaml", "-o", &format!("data.glue={}", glue.display())]).expect(0);
     for task in ["cola", "rte", "stsb"] {

@@ -40,7 +40,7 @@ fn a_plan_has_stages_tasks_and_step_counts_and_leaves_no_trace() {
         let row = cells(&done.stdout, task);
         assert!(row.ends_with(&["240".to_owned(), "60".to_owned()]), "{row:?}");
     }
-    let other = plan(&["-n", "4", "-o", "train.student.epochs=10", "-o", "mode=multi"]);
+    let other = plan(&["-n", "4", "-o", "train.multi.epochs=10", "-o", "mode=multi"]);
     assert!(cells(&other.stdout, "multi").contains(&"450".to_owned()), "{other}");
     assert!(!other.stdout.contains("teacher-cola"), "{other}");
     before.assert_same(&Snapshot::of(place.path()));

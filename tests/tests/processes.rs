@@ -26,10 +26,10 @@ fn assert_alike(name: &str, stage: &str, expected: &[Step], found: &[Step]) {
 fn processes_accumulation_and_layout_do_not_change_the_mathematics() {
     let place = Workplace::new();
     let mut recipe = Recipe::of(&["cola", "warmth"]);
-    recipe.teachers = "epochs: 1, batch_size: 16, learning_rate: 0.0005".into();
-    recipe.student = "epochs: 1, batch_size: 16, learning_rate: 0.0005".into();
+    recipe.single = "epochs: 1, batch_size: 16, learning_rate: 0.0005".into();
+    recipe.multi = "epochs: 1, batch_size: 16, learning_rate: 0.0005".into();
     place.recipe("recipe.yaml", &recipe);
-    let micro = |n: usize| ["teachers", "student"].map(|who| format!("train.{who}.micro_batch_size={n}")).to_vec();
+    let micro = |n: usize| ["single", "multi"].map(|who| format!("train.{who}.micro_batch_size={n}")).to_vec();
     let padded = vec!["cluster.layout=padded".to_owned()];
     let run = |name: &str, processes: &str, overrides: &[String]| {
         let directory = format!("runs/{name}");

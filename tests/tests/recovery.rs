@@ -30,8 +30,8 @@ fn undisturbed() -> &'static Undisturbed {
         let mut recipe = Recipe::of(&["cola", "warmth"]);
         // Dropout has to be the same after a resume, too.
         recipe.model = "max_length: 40".into();
-        recipe.teachers = "epochs: 3, batch_size: 16, learning_rate: 0.001".into();
-        recipe.student = "epochs: 4, batch_size: 16, learning_rate: 0.001".into();
+        recipe.single = "epochs: 3, batch_size: 16, learning_rate: 0.001".into();
+        recipe.multi = "epochs: 4, batch_size: 16, learning_rate: 0.001".into();
         recipe.checkpoint = "every_steps: 3, keep: 2".into();
         place.recipe("recipe.yaml", &recipe);
         let run = Run::new(place.at("runs/undisturbed"));

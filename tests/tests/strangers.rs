@@ -29,7 +29,7 @@ fn strangers_are_refused_and_the_run_goes_on() {
     let place = Workplace::new();
     let mut recipe = Recipe::of(&["cola", "warmth"]);
     recipe.mode = "multi".into();
-    recipe.student = "epochs: 20, batch_size: 16".into();
+    recipe.multi = "epochs: 20, batch_size: 16".into();
     recipe.checkpoint = "every_steps: 10".into();
     place.recipe("recipe.yaml", &recipe);
     let run = Run::new(place.at("runs/tiny"));

@@ -30,7 +30,7 @@ fn check_products(run: &Run, stdout: &str) {
             let least = if stage == "student" { 0.4 } else { -1.0 };
             assert!(score.as_f64().is_none_or(|s| s > least && s <= 1.0), "{stage} reached {metric} {score} on {task}");
             assert!(stage != "student" || score.is_number(), "{dev}");
-            let column = if stage == "student" { "student" } else { "single" };
+            let column = if stage == "student" { "single-to-multi" } else { "single" };
             assert_eq!(&run.json("report.json")["tasks"][task][metric][column], score);
             let predictions =
                 std::fs::read_to_string(run.stage(stage, &format!("predictions/{task}-dev.tsv"))).unwrap();
@@ -53,7 +53,7 @@ fn check_products(run: &Run, stdout: &str) {
 fn a_recipe_runs_from_files_to_table_once_and_notices_changed_data() {
     let place = Workplace::new();
     let mut recipe = Recipe::of(&["cola", "stsb", "mood", "warmth"]);
-    recipe.teachers = "epochs: 4, batch_size: 16, learning_rate: 0.002".into();
+    recipe.single = "epochs: 4, batch_size: 16, learning_rate: 0.002".into();
     place.recipe("recipe.yaml", &recipe);
     let arguments = ["run", "recipe.yaml", "-n", "2"];
 
@@ -88,21 +88,57 @@ fn a_recipe_runs_from_files_to_table_once_and_notices_changed_data() {
 fn the_other_modes_run_too() {
     let place = Workplace::new();
     let mut recipe = Recipe::of(&["mrpc", "rte"]);
-    recipe.teachers = "epochs: 1, batch_size: 16".into();
-    recipe.student =
-        "epochs: 1, batch_size: 16, micro_batch_size: 5, loss_reduction: sum, bias_correction: true".into();
+    recipe.single = "epochs: 1, batch_size: 16".into();
+    recipe.multi = "epochs: 1, batch_size: 16, micro_batch_size: 5, loss_reduction: sum, bias_correction: true".into();
     recipe.model = "max_length: 24, layers: 1, regression_output: linear".into();
     place.recipe("recipe.yaml", &recipe);
-    for (mode, stages, columns) in [
-        ("single", vec!["prepare", "single-mrpc", "single-rte"], "Single"),
-        ("multi", vec!["multi", "prepare"], "Multi"),
+    let single_and_tuned = "train.fine_tune={ epochs: 1, batch_size: 16, learning_rate: 0.0001 }";
+    for (mode, more, stages, columns) in [
+        ("single", "seed=5", vec!["prepare", "single-mrpc", "single-rte"], vec!["Single"]),
+        ("multi", "seed=5", vec!["multi", "prepare"], vec!["Multi"]),
+        (
+            "single-to-single",
+            "seed=5",
+            vec!["logits", "prepare", "student-mrpc", "student-rte", "teacher-mrpc", "teacher-rte"],
+            vec!["Single", "Single→Single", "Difference"],
+        ),
+        (
+            "multi-to-multi",
+            single_and_tuned,
+            vec!["fine-tuned-mrpc", "fine-tuned-rte", "logits", "prepare", "student", "teacher"],
+            vec!["Multi", "Multi→Multi", "Fine-tuned", "Difference"],
+        ),
     ] {
         let (mode_setting, directory) = (format!("mode={mode}"), format!("runs/{mode}"));
-        let arguments = ["run", "recipe.yaml", "-n", "1", "-o", &mode_setting, "--run-dir", &directory];
+        let arguments = ["run", "recipe.yaml", "-n", "1", "-o", &mode_setting, "-o", more, "--run-dir", &directory];
         let done = place.bam(arguments).expect(0);
-        assert_eq!(Run::new(place.at(directory)).stages(), stages);
+        let run = Run::new(place.at(directory));
+        assert_eq!(run.stages(), stages);
         let header = done.stdout.lines().find(|l| l.trim_start().starts_with("Task")).unwrap_or_default();
-        assert_eq!(header.split_whitespace().collect::<Vec<_>>(), ["Task", "Metric", columns]);
+        assert_eq!(header.split_whitespace().collect::<Vec<_>>(), [vec!["Task", "Metric"], columns].concat());
         assert!(done.stdout.contains("mrpc") && done.stdout.contains("f1") && done.stdout.contains("rte"), "{done}");
+        for stage in stages.iter().filter(|s| s.starts_with("student") || s.starts_with("fine-tuned")) {
+            let first = &run.steps(stage)[0];
+            let lambda = if stage.starts_with("student") { 0.0 } else { 1.0 };
+            assert_eq!(first.lambda, lambda, "{stage} of {mode}");
+        }
+    }
+}
+
+#[test]
+fn fine_tuning_begins_where_the_model_of_all_tasks_ended() {
+    let place = Workplace::new();
+    let mut recipe = Recipe::of(&["cola", "mood"]);
+    recipe.mode = "multi".into();
+    place.recipe("recipe.yaml", &recipe);
+    // A rate so small that nothing is learnt: the model that comes out is the one that went in.
+    let tune = "train.fine_tune={ epochs: 1, batch_size: 16, learning_rate: 1.0e-30 }";
+    place.bam(["run", "recipe.yaml", "-o", tune]).expect(0);
+    let run = Run::new(place.at("runs/tiny"));
+    let before = run.json("stages/multi/dev.json");
+    for task in ["cola", "mood"] {
+        assert_eq!(run.json(&format!("stages/fine-tuned-{task}/dev.json"))[task], before[task], "{task}");
+        let config = run.json(&format!("stages/fine-tuned-{task}/model/config.json"));
+        assert_eq!(config["architectures"][0], "BertForSequenceClassification");
     }
 }

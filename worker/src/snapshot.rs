@@ -61,7 +61,7 @@ pub enum SnapshotError {
 pub enum Reading {
     /// Only what is pretrained; names may lack `bert.` and may be of TensorFlow's days (`gamma`, `beta`).
     Encoder,
-    /// Everything, as this program writes it.
+    /// Everything, as this program writes it; the file may hold more heads.
     Whole,
 }
 

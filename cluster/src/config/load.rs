@@ -9,7 +9,7 @@ use super::schema::Recipe;
 use super::task_entry::TaskEntry;
 use super::validate::validate;
 
-/// A change on the command line: `train.student.batch_size=64`.
+/// A change on the command line: `train.multi.batch_size=64`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Override {
     text: String,
@@ -24,10 +24,10 @@ impl std::str::FromStr for Override {
         let wrong = |problem: String| ConfigError::Override { text: text.to_owned(), problem };
         let (path, value) = text
             .split_once('=')
-            .ok_or_else(|| wrong("expected KEY=VALUE, for example train.student.batch_size=64".to_owned()))?;
+            .ok_or_else(|| wrong("expected KEY=VALUE, for example train.multi.batch_size=64".to_owned()))?;
         let keys: Vec<String> = path.split('.').map(str::to_owned).collect();
         if keys.iter().any(String::is_empty) {
-            return Err(wrong(format!("'{path}' is not a key; write it like train.student.batch_size")));
+            return Err(wrong(format!("'{path}' is not a key; write it like train.multi.batch_size")));
         }
         let value = serde_norway::from_str(value).map_err(|e| wrong(format!("the value is not YAML: {e}")))?;
         Ok(Override { text: text.to_owned(), keys, value })
@@ -153,19 +153,24 @@ mod tests {
     fn defaults_are_those_of_the_method() {
         let recipe = load_text(SMALL, &[]).unwrap();
         assert_eq!(recipe.mode, Mode::SingleToMulti);
-        let (t, s) = (&recipe.train.teachers, &recipe.train.student);
+        let (t, s) = (&recipe.train.single, &recipe.train.multi);
         assert_eq!((t.epochs, t.batch_size, t.learning_rate), (3, 32, 5e-5));
         assert_eq!((s.epochs, s.batch_size, s.learning_rate), (6, 128, 1e-4));
         assert_eq!(recipe.sampling.exponent, 0.75);
         assert!(recipe.model.path.is_absolute());
+        assert_eq!(recipe.train.fine_tune, None);
+        let tuned = load_text(SMALL, &["train.fine_tune={}"]).unwrap().train.fine_tune.unwrap();
+        assert_eq!((tuned.epochs, tuned.batch_size, tuned.learning_rate), (3, 32, 1e-5));
+        let m = load_text(SMALL, &["train.fine_tune={}", "mode=single"]).unwrap_err().to_string();
+        assert!(m.contains("train.fine_tune: goes on from a model of all tasks"), "{m}");
     }
 
     #[test]
     fn overrides_reach_into_sections_and_lists() {
-        let recipe = load_text(SMALL, &["train.student.epochs=2", "data.tasks.1=mrpc", "seed=7"]).unwrap();
-        assert_eq!((recipe.train.student.epochs, recipe.seed), (2, 7));
+        let recipe = load_text(SMALL, &["train.multi.epochs=2", "data.tasks.1=mrpc", "seed=7"]).unwrap();
+        assert_eq!((recipe.train.multi.epochs, recipe.seed), (2, 7));
         assert_eq!(recipe.data.tasks[1].name(), "mrpc");
-        assert_eq!(recipe.train.student.batch_size, 128);
+        assert_eq!(recipe.train.multi.batch_size, 128);
     }
 
     #[test]
@@ -176,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_resolved_recipe_reads_back_as_itself() {
-        let text = "name: x\nmodel: { path: m }\ntrain: { teachers: { layerwise_decay: { own: 1.0, default: 0.9 } } }\n\
+        let text = "name: x\nmodel: { path: m }\ntrain: { single: { layerwise_decay: { own: 1.0, default: 0.9 } } }\n\
                     data: { tasks: [ { name: own, train: f, dev_fraction: 0.2, text: 0, label: y, type: regression, range: [0, 1] } ] }\n";
         let recipe = load_text(text, &[]).unwrap();
         let again = load_text(&serde_norway::to_string(&recipe).unwrap(), &[]).unwrap();
@@ -201,8 +206,7 @@ mod tests {
 
     #[test]
     fn a_misspelt_key_is_refused_with_line_column_and_nearest_name() {
-        let m =
-            message("name: x\nmodel: { path: m }\ndata: { tasks: [cola] }\ntrain:\n  student:\n    epoch: 3\n", &[]);
+        let m = message("name: x\nmodel: { path: m }\ndata: { tasks: [cola] }\ntrain:\n  multi:\n    epoch: 3\n", &[]);
         for part in ["unknown field `epoch`", "line 6 column 5", "did you mean 'epochs'?"] {
             assert!(m.contains(part), "{m}");
         }
@@ -213,8 +217,8 @@ mod tests {
 
     #[test]
     fn overrides_are_checked_as_strictly() {
-        assert!(message(SMALL, &["train.student.epoch=3"]).contains("did you mean 'epochs'?"));
-        assert!(message(SMALL, &["train.student.epochs=many"]).contains("train.student.epochs"));
+        assert!(message(SMALL, &["train.multi.epoch=3"]).contains("did you mean 'epochs'?"));
+        assert!(message(SMALL, &["train.multi.epochs=many"]).contains("train.multi.epochs"));
         assert!(message(SMALL, &["epochs"]).contains("expected KEY=VALUE"));
         assert!(message(SMALL, &["data.tasks.7=rte"]).contains("not an entry of a list of 2"));
     }

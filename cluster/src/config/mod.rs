@@ -9,7 +9,7 @@ mod validate;
 pub use error::ConfigError;
 pub use load::{Override, load, load_resolved};
 pub use schema::{
-    Annealing, CheckpointSection, ClusterSection, DataSection, Distill, LayerwiseDecay, Layout, LossReduction, Mode,
-    ModelSection, Recipe, RegressionOutput, Sampling, TrainSection, TrainSettings,
+    Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, LayerwiseDecay, Layout, LossReduction,
+    Mode, ModelSection, Recipe, RegressionOutput, Sampling, TrainSection, TrainSettings,
 };
 pub use task_entry::{OwnTask, TaskEntry, TaskType};

@@ -50,9 +50,57 @@ pub enum Mode {
     Single,
     /// One model of all tasks, no teachers.
     Multi,
+    /// One model per task, each taught by another one of the same task.
+    SingleToSingle,
+    /// One model of all tasks, taught by another one of all tasks.
+    MultiToMulti,
     /// One model of all tasks, taught by one model per task: BAM proper.
     #[default]
     SingleToMulti,
+}
+
+/// How many tasks a model learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breadth {
+    /// One; there is a model for each task.
+    Single,
+    /// All of them.
+    Multi,
+}
+
+impl Mode {
+    /// The models whose predictions the last ones learn from; none: gold labels alone.
+    pub fn teachers(self) -> Option<Breadth> {
+        match self {
+            Mode::Single | Mode::Multi => None,
+            Mode::SingleToSingle | Mode::SingleToMulti => Some(Breadth::Single),
+            Mode::MultiToMulti => Some(Breadth::Multi),
+        }
+    }
+
+    /// The last models that are trained from the pretrained encoder.
+    pub fn students(self) -> Breadth {
+        match self {
+            Mode::Single | Mode::SingleToSingle => Breadth::Single,
+            Mode::Multi | Mode::MultiToMulti | Mode::SingleToMulti => Breadth::Multi,
+        }
+    }
+
+    /// Whether models of this breadth are trained at all.
+    pub fn trains(self, breadth: Breadth) -> bool {
+        self.teachers() == Some(breadth) || self.students() == breadth
+    }
+
+    /// As the paper writes it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Mode::Single => "Single",
+            Mode::Multi => "Multi",
+            Mode::SingleToSingle => "Single→Single",
+            Mode::MultiToMulti => "Multi→Multi",
+            Mode::SingleToMulti => "Single→Multi",
+        }
+    }
 }
 
 /// The encoder to start from.
@@ -103,14 +151,27 @@ pub struct DataSection {
     pub max_dev_examples: Option<usize>,
 }
 
-/// Settings of the two kinds of training.
+/// Settings of the kinds of training. They go by how many tasks a model learns, not by whether it teaches or learns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "TrainSectionInput")]
 pub struct TrainSection {
-    /// One model per task: 3 epochs, batch 32, learning rate 5e-5 unless said otherwise.
-    pub teachers: TrainSettings,
-    /// One model of all tasks: 6 epochs, batch 128, learning rate 1e-4 unless said otherwise.
-    pub student: TrainSettings,
+    /// Models of one task: 3 epochs, batch 32, learning rate 5e-5 unless said otherwise.
+    pub single: TrainSettings,
+    /// Models of all tasks: 6 epochs, batch 128, learning rate 1e-4 unless said otherwise.
+    pub multi: TrainSettings,
+    /// If it is there (`fine_tune: {}` will do): the model of all tasks is trained on, on each task by itself. 3 epochs,
+    /// batch 32, learning rate 1e-5 unless said otherwise.
+    pub fine_tune: Option<TrainSettings>,
+}
+
+impl TrainSection {
+    /// The settings of models of this breadth.
+    pub fn of(&self, breadth: Breadth) -> &TrainSettings {
+        match breadth {
+            Breadth::Single => &self.single,
+            Breadth::Multi => &self.multi,
+        }
+    }
 }
 
 impl Default for TrainSection {
@@ -302,8 +363,9 @@ fn default_max_length() -> usize {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct TrainSectionInput {
-    teachers: TrainSettingsInput,
-    student: TrainSettingsInput,
+    single: TrainSettingsInput,
+    multi: TrainSettingsInput,
+    fine_tune: Option<TrainSettingsInput>,
 }
 
 /// [`TrainSettings`] as written.
@@ -341,6 +403,10 @@ impl TrainSettingsInput {
 
 impl From<TrainSectionInput> for TrainSection {
     fn from(input: TrainSectionInput) -> Self {
-        TrainSection { teachers: input.teachers.or(3, 32, 5e-5), student: input.student.or(6, 128, 1e-4) }
+        TrainSection {
+            single: input.single.or(3, 32, 5e-5),
+            multi: input.multi.or(6, 128, 1e-4),
+            fine_tune: input.fine_tune.map(|settings| settings.or(3, 32, 1e-5)),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::error::{ConfigError, nearest};
-use super::schema::{Annealing, LayerwiseDecay, Mode, Recipe, TrainSettings};
+use super::schema::{Annealing, Breadth, LayerwiseDecay, Recipe, TrainSettings};
 use super::task_entry::{OwnTask, TaskEntry, TaskType};
 use crate::task::GLUE_NAMES;
 
@@ -18,11 +18,15 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
         require((0.0..1.0).contains(&p), "model.dropout", "must be at least 0 and below 1")?;
     }
     check_tasks(recipe)?;
-    if recipe.mode != Mode::Multi {
-        check_training(recipe, "train.teachers", &recipe.train.teachers)?;
+    for (breadth, key) in [(Breadth::Single, "train.single"), (Breadth::Multi, "train.multi")] {
+        if recipe.mode.trains(breadth) {
+            check_training(recipe, key, recipe.train.of(breadth))?;
+        }
     }
-    if recipe.mode != Mode::Single {
-        check_training(recipe, "train.student", &recipe.train.student)?;
+    if let Some(settings) = &recipe.train.fine_tune {
+        let has_multi = recipe.mode.students() == Breadth::Multi;
+        require(has_multi, "train.fine_tune", "goes on from a model of all tasks; this mode ends with none")?;
+        check_training(recipe, "train.fine_tune", settings)?;
     }
     check_distill(recipe)?;
     require((0.0..=1.0).contains(&recipe.sampling.exponent), "sampling.exponent", "must lie between 0 and 1")?;

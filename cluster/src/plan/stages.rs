@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::schedule::Schedule;
-use crate::config::{Annealing, Mode, Recipe, TrainSettings};
+use crate::config::{Annealing, Breadth, Mode, Recipe, TrainSettings};
 use crate::digest;
 
 /// How many examples a task has.
@@ -70,6 +70,8 @@ pub struct TrainStage {
     pub seed: u64,
     /// Who teaches each task; empty: gold labels alone.
     pub teachers: Vec<Teacher>,
+    /// The stage whose model it goes on from; none: from the pretrained encoder.
+    pub start: Option<String>,
 }
 
 /// A task and the stage whose model teaches it.
@@ -91,24 +93,29 @@ pub struct LogitsStage {
 impl Plan {
     /// Derives the run from a recipe and the sizes of its tasks (in the recipe's order).
     pub fn derive(recipe: &Recipe, tasks: &[TaskSize]) -> Plan {
+        let mode = recipe.mode;
         let mut stages = vec![Stage { name: "prepare".into(), work: StageWork::Prepare }];
-        let teachers: Vec<Teacher> =
-            tasks.iter().map(|t| Teacher { task: t.task.clone(), stage: single_stage(recipe.mode, &t.task) }).collect();
-        if recipe.mode != Mode::Multi {
-            for (size, teacher) in tasks.iter().zip(&teachers) {
-                let settings = &recipe.train.teachers;
-                let train = train_stage(recipe, &teacher.stage, std::slice::from_ref(size), settings, vec![]);
-                stages.push(Stage { name: teacher.stage.clone(), work: StageWork::Train(train) });
-            }
-        }
-        if recipe.mode == Mode::SingleToMulti {
+        let mut teachers = vec![];
+        if let Some(breadth) = mode.teachers() {
+            let models = models(recipe, tasks, breadth, "teacher", &[]);
+            teachers = teachers_of(&models);
+            stages.extend(models);
             let work = StageWork::Logits(LogitsStage { teachers: teachers.clone() });
             stages.push(Stage { name: "logits".into(), work });
         }
-        if recipe.mode != Mode::Single {
-            let (name, teachers) = if recipe.mode == Mode::Multi { ("multi", vec![]) } else { ("student", teachers) };
-            let train = train_stage(recipe, name, tasks, &recipe.train.student, teachers);
-            stages.push(Stage { name: name.into(), work: StageWork::Train(train) });
+        let role = match mode {
+            Mode::Single => "single",
+            Mode::Multi => "multi",
+            Mode::SingleToSingle | Mode::MultiToMulti | Mode::SingleToMulti => "student",
+        };
+        stages.extend(models(recipe, tasks, mode.students(), role, &teachers));
+        if let Some(settings) = &recipe.train.fine_tune {
+            for size in tasks {
+                let name = format!("fine-tuned-{}", size.task);
+                let mut train = train_stage(recipe, &name, std::slice::from_ref(size), settings, vec![]);
+                train.start = Some(role.to_owned());
+                stages.push(Stage { name, work: StageWork::Train(train) });
+            }
         }
         Plan { recipe: recipe.identity(), tasks: tasks.to_vec(), stages }
     }
@@ -136,8 +143,32 @@ impl TrainStage {
     }
 }
 
-fn single_stage(mode: Mode, task: &str) -> String {
-    if mode == Mode::Single { format!("single-{task}") } else { format!("teacher-{task}") }
+/// The stages that train models in one role: one of all tasks, or one for each.
+fn models(recipe: &Recipe, tasks: &[TaskSize], breadth: Breadth, role: &str, teachers: &[Teacher]) -> Vec<Stage> {
+    let settings = recipe.train.of(breadth);
+    let stage = |name: String, learnt: &[TaskSize]| {
+        let taught = |t: &&Teacher| learnt.iter().any(|l| l.task == t.task);
+        let teachers = teachers.iter().filter(taught).cloned().collect();
+        let work = StageWork::Train(train_stage(recipe, &name, learnt, settings, teachers));
+        Stage { name, work }
+    };
+    match breadth {
+        Breadth::Multi => vec![stage(role.to_owned(), tasks)],
+        Breadth::Single => tasks.iter().map(|t| stage(format!("{role}-{}", t.task), std::slice::from_ref(t))).collect(),
+    }
+}
+
+/// Each task with the stage that learns it.
+fn teachers_of(models: &[Stage]) -> Vec<Teacher> {
+    let tasks_of = |stage: &Stage| match &stage.work {
+        StageWork::Train(train) => train.tasks.clone(),
+        StageWork::Prepare | StageWork::Logits(_) => vec![],
+    };
+    let teacher = |stage: &Stage| {
+        let name = stage.name.clone();
+        tasks_of(stage).into_iter().map(move |task| Teacher { task, stage: name.clone() })
+    };
+    models.iter().flat_map(teacher).collect()
 }
 
 fn train_stage(
@@ -171,6 +202,7 @@ fn train_stage(
         sampling_exponent: recipe.sampling.exponent,
         seed: digest::seed_u64(&["stage", &recipe.seed.to_string(), name]),
         teachers,
+        start: None,
     }
 }
 
@@ -194,6 +226,42 @@ mod tests {
         assert_eq!(names(&plan("single")), ["prepare", "single-cola", "single-rte"]);
         assert_eq!(names(&plan("multi")), ["prepare", "multi"]);
         assert_eq!(names(&plan("single-to-multi")), ["prepare", "teacher-cola", "teacher-rte", "logits", "student"]);
+        assert_eq!(names(&plan("multi-to-multi")), ["prepare", "teacher", "logits", "student"]);
+        let single = ["prepare", "teacher-cola", "teacher-rte", "logits", "student-cola", "student-rte"];
+        assert_eq!(names(&plan("single-to-single")), single);
+    }
+
+    fn training(plan: &Plan, stage: &str) -> TrainStage {
+        let StageWork::Train(train) = &plan.stage(stage).unwrap().work else { panic!() };
+        train.clone()
+    }
+
+    #[test]
+    fn each_student_has_the_teachers_of_its_own_tasks() {
+        let taught = |mode: &str, stage: &str| {
+            let teachers = training(&plan(mode), stage).teachers;
+            teachers.into_iter().map(|t| format!("{} by {}", t.task, t.stage)).collect::<Vec<_>>()
+        };
+        assert_eq!(taught("single-to-single", "student-rte"), ["rte by teacher-rte"]);
+        assert_eq!(taught("multi-to-multi", "student"), ["cola by teacher", "rte by teacher"]);
+        assert_eq!(taught("single-to-multi", "student"), ["cola by teacher-cola", "rte by teacher-rte"]);
+        assert!(taught("single-to-multi", "teacher-rte").is_empty());
+    }
+
+    #[test]
+    fn settings_go_by_the_number_of_tasks() {
+        let batch = |mode: &str, stage: &str| training(&plan(mode), stage).settings.batch_size;
+        assert_eq!((batch("single-to-single", "teacher-rte"), batch("single-to-single", "student-rte")), (32, 32));
+        assert_eq!((batch("multi-to-multi", "teacher"), batch("multi-to-multi", "student")), (128, 128));
+    }
+
+    #[test]
+    fn fine_tuning_goes_on_from_the_last_model_on_gold_labels() {
+        let plan = plan("single-to-multi\ntrain: { fine_tune: {} }");
+        assert_eq!(names(&plan)[5..], ["fine-tuned-cola", "fine-tuned-rte"]);
+        let tuned = training(&plan, "fine-tuned-rte");
+        assert_eq!((tuned.start.as_deref(), tuned.settings.learning_rate), (Some("student"), 1e-5));
+        assert_eq!((tuned.schedule.constant_lambda, tuned.tasks), (Some(1.0), vec!["rte".to_owned()]));
     }
 
     #[test]

@@ -49,6 +49,8 @@ fn head(project: &Project) -> String {
     let mode = match recipe.mode {
         Mode::Single => "single: one model per task",
         Mode::Multi => "multi: one model of all tasks",
+        Mode::SingleToSingle => "single-to-single: one model per task, taught by another one of the same task",
+        Mode::MultiToMulti => "multi-to-multi: one model of all tasks, taught by another one of all tasks",
         Mode::SingleToMulti => "single-to-multi: one model of all tasks, taught by one model per task",
     };
     let shape = &encoder.config;

@@ -63,7 +63,7 @@ mod tests {
     /// Two epochs of five steps.
     fn student() -> TrainStage {
         let text = "name: x\nmodel: { path: m }\ndata: { glue: g, tasks: [rte] }\n\
-                    train: { student: { epochs: 2, batch_size: 10 } }\n";
+                    train: { multi: { epochs: 2, batch_size: 10 } }\n";
         let recipe: Recipe = serde_norway::from_str(text).unwrap();
         let plan = Plan::derive(&recipe, &[TaskSize { task: "rte".into(), train: 50, dev: 5 }]);
         let StageWork::Train(stage) = plan.stage("student").unwrap().work.clone() else { panic!() };

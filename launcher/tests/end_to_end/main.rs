@@ -13,7 +13,7 @@ use sandbox::{Sandbox, wait_for};
 #[test]
 fn a_misspelt_key_is_a_usage_error_with_a_hint() {
     let sandbox = Sandbox::new();
-    let output = sandbox.bam(&["run", "recipe.yaml", "-o", "train.student.epoch=3"]);
+    let output = sandbox.bam(&["run", "recipe.yaml", "-o", "train.multi.epoch=3"]);
     assert_eq!(output.code, 2, "{}", output.stderr);
     assert!(
         output.stderr.contains("did you mean 'epochs'?") && !output.stderr.contains("panicked"),
@@ -71,7 +71,7 @@ fn a_whole_run_ends_with_a_table_and_is_not_done_twice() {
     assert!(output.stdout.contains("Single→Multi") && output.stdout.contains("+10.0"), "{}", output.stdout);
     let report: serde_json::Value =
         serde_json::from_slice(&fs::read(sandbox.path("runs/toy/report.json")).unwrap()).unwrap();
-    assert_eq!(report["tasks"]["weather"]["accuracy"]["student"], 0.8);
+    assert_eq!(report["tasks"]["weather"]["accuracy"]["single-to-multi"], 0.8);
     assert!(!sandbox.path("runs/toy/control.json").exists());
     let log = fs::read_to_string(sandbox.path("runs/toy/logs/student.log")).unwrap();
     assert!(log.contains("rank 1 | fake rank 1 of student"), "{log}");

@@ -14,7 +14,7 @@ data:
   tasks:
     - { name: weather, train: weather.tsv, dev_fraction: 0.2, header: false, text: 0, label: 1, type: classification, labels: [no, yes] }
     - { name: sports, train: sports.tsv, dev_fraction: 0.2, header: false, text: 0, label: 1, type: classification, labels: [no, yes] }
-train: { teachers: { epochs: 2, batch_size: 2 }, student: { epochs: 2, batch_size: 4 } }
+train: { single: { epochs: 2, batch_size: 2 }, multi: { epochs: 2, batch_size: 4 } }
 checkpoint: { every_steps: 3 }
 ";
 

@@ -12,7 +12,7 @@ use bam_cluster::task::Task;
 use bam_cluster::teacher::{FORMAT_VERSION, LogitsManifest, Provenance, Shard, shard_name};
 use bam_cluster::{digest, files};
 
-use super::publish::load;
+use super::publish::{check_model, load};
 use super::train::read_tokens;
 use crate::data::TokenSet;
 use crate::eval::{outputs, share};
@@ -57,20 +57,12 @@ fn provenance(session: &Session, task: &Task, set: &TokenSet, teacher_sha256: &s
 /// Computes and publishes the logits of one teacher; returns the SHA-256 of their manifest.
 fn one_teacher(session: &Session, teacher: &Teacher, set: &TokenSet, progress: &mut Progress) -> Result<String> {
     let task = session.task(&teacher.task)?;
-    let directory = session.run.model(&teacher.stage);
-    let weights = directory.join("model.safetensors");
-    let sum = digest::of_file(&weights).with_context(|| weights.display().to_string())?;
-    ensure!(
-        sum == session.input(&format!("teacher {}", teacher.stage))?,
-        "{}: the teacher was changed after its training; remove {} and run again",
-        weights.display(),
-        session.run.stage(&teacher.stage).display()
-    );
+    let sum = check_model(session, &teacher.stage)?;
     let provenance = provenance(session, task, set, &sum)?;
-    let model = load(&directory, task)?;
+    let (model, head) = load(&session.run.model(&teacher.stage), task)?;
     let size = session.world.size();
     let mine = share(set, session.world.rank(), size);
-    let logits = outputs(&model, 0, set, &mine, session.recipe.cluster.layout, |n| {
+    let logits = outputs(&model, head, set, &mine, session.recipe.cluster.layout, |n| {
         progress.done += (n * size) as u64;
         let done = progress.done.min(progress.total);
         session.tell(&FromRank::Progress { done, total: progress.total })

@@ -3,14 +3,16 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bam_cluster::checkpoint::Fence;
 use bam_cluster::encoder::Encoder;
 use bam_cluster::task::{Kind, Task};
 use bam_cluster::{digest, files};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::model::{Bert, Head};
+use crate::session::Session;
 use crate::snapshot::{Reading, read_parameters, write_parameters};
 
 const WEIGHTS: &str = "model.safetensors";
@@ -52,13 +54,59 @@ pub(super) fn publish(
     Ok(sum)
 }
 
-/// Reads a published model of one task.
-pub(super) fn load(directory: &Path, task: &Task) -> Result<Bert> {
+/// SHA-256 of the weights that an earlier stage of this run published, proved to be those that the launcher knows.
+///
+/// # Errors
+/// They are missing, or were changed since.
+pub(super) fn check_model(session: &Session, stage: &str) -> Result<String> {
+    let weights = session.run.model(stage).join(WEIGHTS);
+    let sum = digest::of_file(&weights).with_context(|| weights.display().to_string())?;
+    ensure!(
+        sum == session.input(&format!("model {stage}"))?,
+        "{}: the model was changed after its training; remove {} and run again",
+        weights.display(),
+        session.run.stage(stage).display()
+    );
+    Ok(sum)
+}
+
+/// A head as `bam_heads` in a published model's config.json describes it.
+#[derive(Debug, Serialize, Deserialize)]
+struct PublishedHead {
+    task: String,
+    labels: Vec<String>,
+    /// Smallest and largest score; none for classification.
+    range: Option<[f64; 2]>,
+}
+
+impl PublishedHead {
+    fn of(task: &Task) -> PublishedHead {
+        let range = match task.kind {
+            Kind::Regression { min, max } => Some([min, max]),
+            Kind::Classification { .. } => None,
+        };
+        PublishedHead { task: task.name.clone(), labels: task.kind.output_names(), range }
+    }
+}
+
+/// Reads a published model, and which of its heads is the one of `task`.
+///
+/// # Errors
+/// A file is missing or damaged, or the model has no head with the task's labels.
+pub(super) fn load(directory: &Path, task: &Task) -> Result<(Bert, usize)> {
     let encoder = Encoder::inspect(directory, None, 1)?;
-    let heads = vec![Head { task: task.name.clone(), outputs: task.kind.outputs() }];
+    let path = directory.join(CONFIG);
+    let config: Value = files::read_json(&path).with_context(|| path.display().to_string())?.unwrap_or_default();
+    let published: Vec<PublishedHead> = serde_json::from_value(config["bam_heads"].clone())
+        .with_context(|| format!("{}: bam_heads is not the list of heads that bam writes", path.display()))?;
+    let head = published.iter().position(|h| h.task == task.name && h.labels == task.kind.output_names());
+    let head = head.with_context(|| {
+        format!("{}: there is no head for task '{}' with its labels in bam_heads", path.display(), task.name)
+    })?;
+    let heads = published.into_iter().map(|h| Head { outputs: h.labels.len(), task: h.task }).collect();
     let mut model = Bert::new(encoder.config.clone(), heads, 0);
     read_parameters(&encoder.weights(), model.parameters_mut(), Reading::Whole)?;
-    Ok(model)
+    Ok((model, head))
 }
 
 /// The encoder's own config.json with what this model adds: for one task, what `BertForSequenceClassification` needs;
@@ -83,13 +131,6 @@ fn config(model: &Bert, tasks: &[&Task], encoder: &Path) -> Result<Value> {
     } else {
         config["architectures"] = json!(["BertModel"]);
     }
-    let head = |task: &&Task| {
-        let range = match task.kind {
-            Kind::Regression { min, max } => json!([min, max]),
-            Kind::Classification { .. } => Value::Null,
-        };
-        json!({ "task": task.name, "labels": task.kind.output_names(), "range": range })
-    };
-    config["bam_heads"] = tasks.iter().map(head).collect();
+    config["bam_heads"] = json!(tasks.iter().map(|task| PublishedHead::of(task)).collect::<Vec<_>>());
     Ok(config)
 }

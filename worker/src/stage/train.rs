@@ -9,7 +9,7 @@ use bam_cluster::stage_record::{Scores, Sums};
 use bam_cluster::task::{Kind, Task};
 
 use super::logits::read_teacher_logits;
-use super::publish::publish;
+use super::publish::{check_model, publish};
 use crate::data::{TokenFile, TokenSet};
 use crate::eval::{metrics::score, predict};
 use crate::gradient::tail_length;
@@ -58,7 +58,7 @@ pub(super) fn read_tokens(session: &Session, task: &str, split: &str) -> Result<
     Ok(TokenFile::read(&session.run.data(task, split), Some(expected))?)
 }
 
-/// The pretrained encoder with fresh heads.
+/// The pretrained encoder with fresh heads, or an earlier stage's model with its own.
 fn initial_model(session: &Session, stage: &TrainStage, tasks: &[&Task]) -> Result<Bert> {
     let heads = tasks.iter().map(|t| Head { task: t.name.clone(), outputs: t.kind.outputs() }).collect();
     let mut config = session.encoder.config.clone();
@@ -67,7 +67,14 @@ fn initial_model(session: &Session, stage: &TrainStage, tasks: &[&Task]) -> Resu
     }
     let mut model = Bert::new(config, heads, tail_length(tasks.len()));
     model.parameters_mut().initialise(stage.seed);
-    read_parameters(&session.encoder.weights(), model.parameters_mut(), Reading::Encoder)?;
+    match &stage.start {
+        None => read_parameters(&session.encoder.weights(), model.parameters_mut(), Reading::Encoder)?,
+        Some(start) => {
+            check_model(session, start)?;
+            let weights = session.run.model(start).join("model.safetensors");
+            read_parameters(&weights, model.parameters_mut(), Reading::Whole)?;
+        }
+    }
     Ok(model)
 }
 
