@@ -10,6 +10,6 @@ pub use error::ConfigError;
 pub use load::{Override, load, load_resolved};
 pub use schema::{
     Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, LayerwiseDecay, Layout, LossReduction,
-    Mode, ModelSection, Recipe, RegressionOutput, Sampling, TrainSection, TrainSettings,
+    Mode, ModelSection, Recipe, RegressionOutput, Sampling, SamplingMethod, TrainSection, TrainSettings,
 };
 pub use task_entry::{OwnTask, TaskEntry, TaskType};

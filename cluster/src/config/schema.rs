@@ -266,18 +266,33 @@ pub enum Annealing {
     Constant,
 }
 
-/// How often each task is drawn: p(τ) ∝ |D_τ|^exponent.
+/// How often each task is drawn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sampling {
-    /// 0.75 in BAM; 1 is proportional to size, 0 is uniform.
+    /// By what rule.
+    pub method: SamplingMethod,
+    /// 0.75 in BAM; 1 is proportional to size. `uniform` needs none.
     pub exponent: f64,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Sampling { exponent: 0.75 }
+        Sampling { method: SamplingMethod::Proportional, exponent: 0.75 }
     }
+}
+
+/// By what rule tasks are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SamplingMethod {
+    /// The task of each example at random, p(τ) ∝ |D_τ|^exponent.
+    Proportional,
+    /// As the reference implementation: each task a whole number of times an epoch, next to |D_τ|^exponent, and its
+    /// losses weighted by what the rounding left.
+    Multiples,
+    /// The task of each example at random, all alike.
+    Uniform,
 }
 
 /// Checkpoints.

@@ -1,6 +1,7 @@
 //! Pure functions from a recipe and the sizes of its data to the whole run: stages, steps, rates, λ, and the examples
 //! of every step. Launcher and workers derive the same plan and compare its hash.
 
+mod mixture;
 mod random;
 mod receipt;
 mod sampling;
@@ -8,6 +9,7 @@ mod schedule;
 mod slice;
 mod stages;
 
+pub use mixture::{Drawing, Mixture};
 pub use random::shuffled;
 pub use receipt::Receipt;
 pub use sampling::{Draw, Sampler};

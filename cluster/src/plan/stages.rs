@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::mixture::Mixture;
 use super::schedule::Schedule;
 use crate::config::{Annealing, Breadth, Mode, Recipe, TrainSettings};
 use crate::digest;
@@ -60,12 +61,12 @@ pub struct TrainStage {
     pub settings: TrainSettings,
     /// Factor between the rates of neighbouring layers.
     pub layerwise_decay: f64,
-    /// Optimizer steps of one epoch: ⌈Σ examples / batch⌉.
+    /// Optimizer steps of one epoch: ⌈examples of an epoch / batch⌉.
     pub steps_per_epoch: u64,
     /// λ and learning rate.
     pub schedule: Schedule,
-    /// p(τ) ∝ |D_τ|^exponent.
-    pub sampling_exponent: f64,
+    /// How often each task is drawn, and what its losses weigh.
+    pub mixture: Mixture,
     /// Seed of data order, head initialisation and dropout in this stage.
     pub seed: u64,
     /// Who teaches each task; empty: gold labels alone.
@@ -136,11 +137,6 @@ impl TrainStage {
     pub fn epoch_of(&self, step: u64) -> u64 {
         step / self.steps_per_epoch
     }
-
-    /// How often each task is drawn on average.
-    pub fn probabilities(&self) -> Vec<f64> {
-        super::sampling::probabilities(&self.sizes, self.sampling_exponent)
-    }
 }
 
 /// The stages that train models in one role: one of all tasks, or one for each.
@@ -178,8 +174,9 @@ fn train_stage(
     settings: &TrainSettings,
     teachers: Vec<Teacher>,
 ) -> TrainStage {
-    let examples: usize = sizes.iter().map(|s| s.train).sum();
-    let steps_per_epoch = examples.div_ceil(settings.batch_size) as u64;
+    let counts: Vec<usize> = sizes.iter().map(|s| s.train).collect();
+    let mixture = Mixture::of(&recipe.sampling, &counts);
+    let steps_per_epoch = mixture.examples_per_epoch(&counts).div_ceil(settings.batch_size as u64);
     let total_steps = steps_per_epoch * settings.epochs;
     let tasks: Vec<String> = sizes.iter().map(|s| s.task.clone()).collect();
     let constant_lambda = match (teachers.is_empty(), recipe.distill.annealing) {
@@ -190,7 +187,7 @@ fn train_stage(
     TrainStage {
         layerwise_decay: settings.layerwise_decay.of(&tasks),
         tasks,
-        sizes: sizes.iter().map(|s| s.train).collect(),
+        sizes: counts,
         steps_per_epoch,
         schedule: Schedule {
             total_steps,
@@ -199,7 +196,7 @@ fn train_stage(
             constant_lambda,
         },
         settings: settings.clone(),
-        sampling_exponent: recipe.sampling.exponent,
+        mixture,
         seed: digest::seed_u64(&["stage", &recipe.seed.to_string(), name]),
         teachers,
         start: None,

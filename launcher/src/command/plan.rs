@@ -111,17 +111,18 @@ fn parameters(project: &Project, train: &TrainStage) -> usize {
 /// How often each task is drawn, and how many passes over its data that makes.
 fn draws(train: &TrainStage) -> String {
     let all = train.schedule.total_steps as f64 * train.settings.batch_size as f64;
-    let row = |((task, size), share): ((&String, &usize), f64)| {
+    let row = |(i, share): (usize, f64)| {
         let drawn = share * all;
         vec![
-            task.clone(),
+            train.tasks[i].clone(),
             format!("{:.1} %", 100.0 * share),
             thousands(drawn.round() as usize),
-            format!("{:.1}", drawn / *size as f64),
+            format!("{:.1}", drawn / train.sizes[i] as f64),
+            format!("{:.3}", train.mixture.loss_weights[i]),
         ]
     };
-    let rows: Vec<_> = train.tasks.iter().zip(&train.sizes).zip(train.probabilities()).map(row).collect();
-    plain_table(&["task", "share", "examples", "epochs"], 1, &rows)
+    let rows: Vec<_> = train.mixture.shares(&train.sizes).into_iter().enumerate().map(row).collect();
+    plain_table(&["task", "share", "examples", "epochs", "loss weight"], 1, &rows)
 }
 
 /// A figure of each training at its milestones; those steps are named once for all, as shares of the whole.

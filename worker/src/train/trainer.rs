@@ -47,7 +47,7 @@ impl Trainer {
         let settings = &stage.settings;
         let objective = Objective {
             kinds: tasks.iter().map(|t| t.kind.clone()).collect(),
-            weights: vec![1.0; tasks.len()],
+            weights: stage.mixture.loss_weights.clone(),
             divisor: match settings.loss_reduction {
                 LossReduction::Mean => settings.batch_size as f64,
                 LossReduction::Sum => 1.0,
@@ -61,7 +61,7 @@ impl Trainer {
         Trainer {
             layout: recipe.cluster.layout,
             optimizer: BertAdam::new(spans, settings.bias_correction),
-            sampler: Sampler::new(stage.seed, &stage.sizes, stage.sampling_exponent, settings.batch_size),
+            sampler: Sampler::new(stage.seed, &stage.sizes, &stage.mixture.drawing, settings.batch_size),
             receipt: Receipt::empty(),
             next_step: 0,
             rank: session.world.rank(),
