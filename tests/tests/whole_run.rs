@@ -89,7 +89,7 @@ fn the_other_modes_run_too() {
     let place = Workplace::new();
     let mut recipe = Recipe::of(&["mrpc", "rte"]);
     recipe.single = "epochs: 1, batch_size: 16".into();
-    recipe.multi = "epochs: 1, batch_size: 16, micro_batch_size: 5, loss_reduction: sum, bias_correction: true".into();
+    recipe.multi = "epochs: 1, batch_size: 16, micro_batch_size: 5, loss_reduction: sum, optimizer: lamb".into();
     recipe.model = "max_length: 24, layers: 1, regression_output: linear".into();
     place.recipe("recipe.yaml", &recipe);
     let single_and_tuned = "train.fine_tune={ epochs: 1, batch_size: 16, learning_rate: 0.0001 }";

@@ -12,11 +12,12 @@ pub struct Targets {
     pub teacher: Option<Tensor>,
 }
 
-/// Cross-entropy between λ·onehot(gold) + (1−λ)·softmax(teacher) and softmax(logits). Targets are mixed in
-/// probability space, at temperature 1. `logits`: [examples, classes]; returns [examples].
-pub fn cross_entropy(logits: &Tensor, targets: &Targets, lambda: f64) -> Tensor {
+/// Cross-entropy between λ·onehot(gold) + (1−λ)·softmax(teacher/temperature) and softmax(logits). Targets are mixed in
+/// probability space; BAM's temperature is 1. `logits`: [examples, classes]; returns [examples].
+pub fn cross_entropy(logits: &Tensor, targets: &Targets, lambda: f64, temperature: f64) -> Tensor {
     let one_hot = targets.gold.to_kind(Kind::Int64).one_hot(logits.size()[1]).to_kind(Kind::Float);
-    let target = mix(one_hot, targets.teacher.as_ref().map(|t| t.softmax(-1, Kind::Float)), lambda);
+    let teacher = targets.teacher.as_ref().map(|t| (t / temperature).softmax(-1, Kind::Float));
+    let target = mix(one_hot, teacher, lambda);
     -(target * logits.log_softmax(-1, Kind::Float)).sum_dim_intlist([-1].as_slice(), false, Kind::Float)
 }
 
@@ -60,7 +61,10 @@ mod tests {
         let target0 = 0.25 + 0.75 * p1;
         let log_z = (1f64.exp() + 1.0).ln();
         let expected = -(target0 * (1.0 - log_z) + (1.0 - target0) * -log_z);
-        assert!((values(&cross_entropy(&logits, &targets, 0.25))[0] - expected).abs() < 1e-6);
+        assert!((values(&cross_entropy(&logits, &targets, 0.25, 1.0))[0] - expected).abs() < 1e-6);
+        let cooler = Tensor::from_slice(&[0.0f32, 6.0]).view([1, 2]);
+        let targets = Targets { teacher: Some(cooler), ..targets };
+        assert!((values(&cross_entropy(&logits, &targets, 0.25, 2.0))[0] - expected).abs() < 1e-6);
     }
 
     #[test]
@@ -68,7 +72,8 @@ mod tests {
         let logits = Tensor::from_slice(&[0.3f32, -0.2]).view([1, 2]);
         let with = |teacher| Targets { gold: Tensor::from_slice(&[1.0f32]), teacher };
         let taught = with(Some(Tensor::from_slice(&[5.0f32, -5.0]).view([1, 2])));
-        assert_eq!(values(&cross_entropy(&logits, &taught, 1.0)), values(&cross_entropy(&logits, &with(None), 1.0)));
+        let at_one = |targets: &Targets| values(&cross_entropy(&logits, targets, 1.0, 1.0));
+        assert_eq!(at_one(&taught), at_one(&with(None)));
     }
 
     #[test]

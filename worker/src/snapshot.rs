@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, SafeTensors, View};
 
 use crate::model::{Init, Parameters};
-use crate::optim::BertAdam;
+use crate::optim::Optimizer;
 
 /// A weights file that does not fit.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +108,7 @@ const SECOND: &str = "second_moment.";
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_moments(path: &Path, parameters: &Parameters, optimizer: &BertAdam) -> Result<(), SnapshotError> {
+pub fn write_moments(path: &Path, parameters: &Parameters, optimizer: &Optimizer) -> Result<(), SnapshotError> {
     let (first, second) = optimizer.moments();
     let mut tensors = Vec::new();
     for (spec, range) in parameters.specs().iter().zip(parameters.ranges()) {
@@ -125,7 +125,7 @@ pub fn write_moments(path: &Path, parameters: &Parameters, optimizer: &BertAdam)
 ///
 /// # Errors
 /// The file is damaged, or of another model.
-pub fn read_moments(path: &Path, parameters: &Parameters, optimizer: &mut BertAdam) -> Result<(), SnapshotError> {
+pub fn read_moments(path: &Path, parameters: &Parameters, optimizer: &mut Optimizer) -> Result<(), SnapshotError> {
     let bytes = read(path)?;
     let file = parse(path, &bytes)?;
     let (first, second) = optimizer.moments_mut();
@@ -232,6 +232,7 @@ fn write(path: &Path, tensors: Vec<(String, Floats)>) -> Result<(), SnapshotErro
 mod tests {
     use super::*;
     use crate::model::ParameterSpec;
+    use bam_cluster::config::OptimizerKind;
 
     fn parameters() -> Parameters {
         let spec = |name: &str, shape: &[i64], init| ParameterSpec {
@@ -284,11 +285,11 @@ mod tests {
         let path = dir.path().join("o.safetensors");
         let p = parameters();
         let spans = crate::optim::spans(p.specs(), p.ranges(), 1, 0.9, 0.01);
-        let mut written = BertAdam::new(spans.clone(), false);
+        let mut written = Optimizer::new(OptimizerKind::BertAdam, spans.clone());
         written.moments_mut().0.copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
         written.moments_mut().1.copy_from_slice(&[5.0, 6.0, 7.0, 8.0]);
         write_moments(&path, &p, &written).unwrap();
-        let mut read = BertAdam::new(spans, false);
+        let mut read = Optimizer::new(OptimizerKind::BertAdam, spans);
         read_moments(&path, &p, &mut read).unwrap();
         assert_eq!(read.moments(), written.moments());
     }

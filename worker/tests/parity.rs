@@ -10,13 +10,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use bam_cluster::comm::{Activity, Communicator, Solo, Threads};
-use bam_cluster::config::{Layout, RegressionOutput};
+use bam_cluster::config::{Layout, OptimizerKind, RegressionOutput};
 use bam_cluster::encoder::EncoderConfig;
 use bam_cluster::task::Kind;
 use bam_worker::comm::MpiWorld;
 use bam_worker::gradient::{Tail, clip_scale, global_norm, tail_length};
 use bam_worker::model::{Bert, Head, Parameters, Sequence};
-use bam_worker::optim::{BertAdam, spans};
+use bam_worker::optim::{Optimizer, spans};
 use bam_worker::snapshot::{Reading, read_parameters};
 use bam_worker::train::{Item, Objective, backward};
 use serde::Deserialize;
@@ -145,11 +145,13 @@ fn check_case(world: &dyn Communicator, directory: &Path, name: &str, layout: La
         weights: expected.tasks.iter().map(|t| case.task_weights[&t.name]).collect(),
         divisor: if case.reduction == "sum" { 1.0 } else { items.len() as f64 },
         regression_output: RegressionOutput::Linear,
+        temperature: 1.0,
     };
     let o = &expected.optimizer;
     let p = model.parameters();
     let spans = spans(p.specs(), p.ranges(), expected.config.num_hidden_layers, o.layer_decay, o.weight_decay);
-    let mut adam = BertAdam::new(spans, o.bias_correction);
+    let kind = if o.bias_correction { OptimizerKind::AdamW } else { OptimizerKind::BertAdam };
+    let mut adam = Optimizer::new(kind, spans);
     for (step, answer) in case.per_step.iter().enumerate() {
         model.parameters_mut().zero_gradients();
         let mut tail = Tail::new(expected.tasks.len());
@@ -242,6 +244,7 @@ fn the_loss_of_each_example() {
         weights: vec![1.0; expected.tasks.len()],
         divisor: 1.0,
         regression_output: RegressionOutput::Linear,
+        temperature: 1.0,
     };
     for (item, answer) in expected.items().iter().zip(&expected.forward.per_example_loss) {
         let mut tail = Tail::new(expected.tasks.len());

@@ -4,12 +4,14 @@ mod error;
 mod load;
 mod schema;
 mod task_entry;
+mod train;
 mod validate;
 
 pub use error::ConfigError;
 pub use load::{Override, load, load_resolved};
 pub use schema::{
-    Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, LayerwiseDecay, Layout, LossReduction,
-    Mode, ModelSection, Recipe, RegressionOutput, Sampling, SamplingMethod, TrainSection, TrainSettings,
+    Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, Layout, Mode, ModelSection, Recipe,
+    RegressionOutput, Sampling, SamplingMethod,
 };
 pub use task_entry::{OwnTask, TaskEntry, TaskType};
+pub use train::{LayerwiseDecay, LossReduction, OptimizerKind, RateScaling, TrainSection, TrainSettings};

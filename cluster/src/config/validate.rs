@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 
 use super::error::{ConfigError, nearest};
-use super::schema::{Annealing, Breadth, LayerwiseDecay, Recipe, TrainSettings};
+use super::schema::{Annealing, Breadth, Recipe};
 use super::task_entry::{OwnTask, TaskEntry, TaskType};
+use super::train::{LayerwiseDecay, TrainSettings};
 use crate::task::GLUE_NAMES;
 
 type Checked = Result<(), ConfigError>;
@@ -148,6 +149,7 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
     }
     let positive = |v: f64| v > 0.0 && v.is_finite();
     require(positive(settings.learning_rate), &at("learning_rate"), "must be above 0")?;
+    require(settings.rate_batch_size > 0, &at("rate_batch_size"), "must be at least 1")?;
     require(positive(settings.clip_norm), &at("clip_norm"), "must be above 0")?;
     require((0.0..1.0).contains(&settings.warmup), &at("warmup"), "is a share of the steps: at least 0 and below 1")?;
     require((0.0..1.0).contains(&settings.weight_decay), &at("weight_decay"), "must be at least 0 and below 1")?;
@@ -171,6 +173,8 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
 }
 
 fn check_distill(recipe: &Recipe) -> Checked {
+    let temperature = recipe.distill.temperature;
+    require(temperature > 0.0 && temperature.is_finite(), "distill.temperature", "must be above 0")?;
     match (recipe.distill.annealing, recipe.distill.constant) {
         (Annealing::Linear, None) => Ok(()),
         (Annealing::Linear, Some(_)) => {

@@ -71,6 +71,8 @@ pub struct TrainStage {
     pub seed: u64,
     /// Who teaches each task; empty: gold labels alone.
     pub teachers: Vec<Teacher>,
+    /// What teachers' logits are divided by.
+    pub temperature: f64,
     /// The stage whose model it goes on from; none: from the pretrained encoder.
     pub start: Option<String>,
 }
@@ -192,13 +194,14 @@ fn train_stage(
         schedule: Schedule {
             total_steps,
             warmup_steps: (settings.warmup * total_steps as f64).floor() as u64,
-            base_rate: settings.learning_rate,
+            base_rate: settings.peak_rate(),
             constant_lambda,
         },
         settings: settings.clone(),
         mixture,
         seed: digest::seed_u64(&["stage", &recipe.seed.to_string(), name]),
         teachers,
+        temperature: recipe.distill.temperature,
         start: None,
     }
 }
@@ -250,6 +253,15 @@ mod tests {
         let batch = |mode: &str, stage: &str| training(&plan(mode), stage).settings.batch_size;
         assert_eq!((batch("single-to-single", "teacher-rte"), batch("single-to-single", "student-rte")), (32, 32));
         assert_eq!((batch("multi-to-multi", "teacher"), batch("multi-to-multi", "student")), (128, 128));
+    }
+
+    #[test]
+    fn the_rate_follows_the_batch_by_the_rule() {
+        let peak = |scaling: &str| {
+            let settings = format!("multi: {{ batch_size: 512, rate_scaling: {scaling} }}");
+            training(&plan(&format!("multi\ntrain: {{ {settings} }}")), "multi").schedule.base_rate
+        };
+        assert_eq!((peak("none"), peak("square-root"), peak("linear")), (1e-4, 2e-4, 4e-4));
     }
 
     #[test]

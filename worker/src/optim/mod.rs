@@ -1,5 +1,8 @@
-//! Optimizers over flat buffers.
+//! Optimizers over flat buffers: BERT's Adam, AdamW and LAMB, which share their moments and the parts of the model that
+//! have settings of their own.
 
-mod bert_adam;
+mod adam;
+mod lamb;
+mod optimizer;
 
-pub use bert_adam::{BertAdam, Span, spans};
+pub use optimizer::{Optimizer, Span, spans};

@@ -15,7 +15,7 @@ use super::data::{Item, TrainTask};
 use super::step::{Objective, backward};
 use crate::gradient::{Tail, tail_length};
 use crate::model::Bert;
-use crate::optim::{BertAdam, spans};
+use crate::optim::{Optimizer, spans};
 use crate::session::Session;
 use crate::snapshot::{Reading, read_moments, read_parameters, write_moments, write_parameters};
 
@@ -26,7 +26,7 @@ pub struct Trainer {
     tasks: Vec<TrainTask>,
     objective: Objective,
     model: Bert,
-    optimizer: BertAdam,
+    optimizer: Optimizer,
     sampler: Sampler,
     receipt: Receipt,
     next_step: u64,
@@ -53,6 +53,7 @@ impl Trainer {
                 LossReduction::Sum => 1.0,
             },
             regression_output: recipe.model.regression_output,
+            temperature: stage.temperature,
         };
         let p = model.parameters();
         let layers = model.config().num_hidden_layers;
@@ -60,7 +61,7 @@ impl Trainer {
         let directory = session.run.checkpoints(&session.stage.name);
         Trainer {
             layout: recipe.cluster.layout,
-            optimizer: BertAdam::new(spans, settings.bias_correction),
+            optimizer: Optimizer::new(settings.optimizer, spans),
             sampler: Sampler::new(stage.seed, &stage.sizes, &stage.mixture.drawing, settings.batch_size),
             receipt: Receipt::empty(),
             next_step: 0,

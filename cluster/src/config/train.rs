@@ -1,0 +1,196 @@
+//! The section `train` of a recipe: epochs, batches, rates and optimizers of each kind of training.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::schema::Breadth;
+
+/// Settings of the kinds of training. They go by how many tasks a model learns, not by whether it teaches or learns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "TrainSectionInput")]
+pub struct TrainSection {
+    /// Models of one task: 3 epochs, batch 32, learning rate 5e-5 unless said otherwise.
+    pub single: TrainSettings,
+    /// Models of all tasks: 6 epochs, batch 128, learning rate 1e-4 unless said otherwise.
+    pub multi: TrainSettings,
+    /// If it is there (`fine_tune: {}` will do): the model of all tasks is trained on, on each task by itself. 3 epochs,
+    /// batch 32, learning rate 1e-5 unless said otherwise.
+    pub fine_tune: Option<TrainSettings>,
+}
+
+impl TrainSection {
+    /// The settings of models of this breadth.
+    pub fn of(&self, breadth: Breadth) -> &TrainSettings {
+        match breadth {
+            Breadth::Single => &self.single,
+            Breadth::Multi => &self.multi,
+        }
+    }
+}
+
+impl Default for TrainSection {
+    fn default() -> Self {
+        TrainSectionInput::default().into()
+    }
+}
+
+/// One training run's settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainSettings {
+    /// Passes over the data (for several tasks: the sum of their examples is one pass).
+    pub epochs: u64,
+    /// Examples of a global batch, over all processes.
+    pub batch_size: usize,
+    /// A rank computes at most this many examples at once and adds up gradients; null: its whole share of the batch.
+    pub micro_batch_size: Option<usize>,
+    /// Peak learning rate, of batches of `rate_batch_size` examples.
+    pub learning_rate: f64,
+    /// How the learning rate follows a batch of another size.
+    pub rate_scaling: RateScaling,
+    /// The batch size that `learning_rate` is meant for.
+    pub rate_batch_size: usize,
+    /// Factor between the rates of neighbouring layers; one number, or one for each task and `default`.
+    pub layerwise_decay: LayerwiseDecay,
+    /// Share of the steps during which the learning rate rises.
+    pub warmup: f64,
+    /// Decoupled weight decay; LayerNorm and biases are spared.
+    pub weight_decay: f64,
+    /// Largest global norm of a gradient.
+    pub clip_norm: f64,
+    /// How gradients become steps.
+    pub optimizer: OptimizerKind,
+    /// Mean over the global batch, or sum as in the reference implementation.
+    pub loss_reduction: LossReduction,
+}
+
+impl TrainSettings {
+    /// Peak learning rate of these batches.
+    pub fn peak_rate(&self) -> f64 {
+        let times = self.batch_size as f64 / self.rate_batch_size as f64;
+        match self.rate_scaling {
+            RateScaling::None => self.learning_rate,
+            RateScaling::SquareRoot => self.learning_rate * times.sqrt(),
+            RateScaling::Linear => self.learning_rate * times,
+        }
+    }
+}
+
+/// How the learning rate follows the batch size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RateScaling {
+    /// Not at all.
+    #[default]
+    None,
+    /// By the square root, as BAM's own settings for 32 and 128 examples do and as LAMB is used.
+    SquareRoot,
+    /// In proportion (Goyal et al. 2017).
+    Linear,
+}
+
+/// One layer-wise factor, or one for each task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LayerwiseDecay {
+    /// The same for all.
+    All(f64),
+    /// By task name; `default` for the rest, and for a model of several tasks.
+    ByTask(BTreeMap<String, f64>),
+}
+
+impl LayerwiseDecay {
+    /// The factor for a model that learns `tasks`.
+    pub fn of(&self, tasks: &[String]) -> f64 {
+        match self {
+            LayerwiseDecay::All(factor) => *factor,
+            LayerwiseDecay::ByTask(factors) => {
+                let own = if let [only] = tasks { factors.get(only) } else { None };
+                own.or_else(|| factors.get("default")).copied().unwrap_or(DEFAULT_LAYERWISE_DECAY)
+            }
+        }
+    }
+}
+
+/// How gradients become steps. All have decoupled weight decay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Adam without bias correction, as BERT and BAM were trained.
+    #[default]
+    #[serde(rename = "bert-adam")]
+    BertAdam,
+    /// Adam with bias correction, which small tasks are more stable with.
+    AdamW,
+    /// For batches of thousands of examples: each tensor's step is in proportion to its own length.
+    Lamb,
+}
+
+/// How the losses of a global batch become one number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossReduction {
+    /// Divided by the global batch size.
+    #[default]
+    Mean,
+    /// Not divided.
+    Sum,
+}
+
+const DEFAULT_LAYERWISE_DECAY: f64 = 0.9;
+
+/// [`TrainSection`] as written: everything may be left out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TrainSectionInput {
+    single: TrainSettingsInput,
+    multi: TrainSettingsInput,
+    fine_tune: Option<TrainSettingsInput>,
+}
+
+/// [`TrainSettings`] as written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TrainSettingsInput {
+    epochs: Option<u64>,
+    batch_size: Option<usize>,
+    micro_batch_size: Option<usize>,
+    learning_rate: Option<f64>,
+    rate_scaling: Option<RateScaling>,
+    rate_batch_size: Option<usize>,
+    layerwise_decay: Option<LayerwiseDecay>,
+    warmup: Option<f64>,
+    weight_decay: Option<f64>,
+    clip_norm: Option<f64>,
+    optimizer: Option<OptimizerKind>,
+    loss_reduction: Option<LossReduction>,
+}
+
+impl TrainSettingsInput {
+    fn or(self, epochs: u64, batch_size: usize, learning_rate: f64) -> TrainSettings {
+        TrainSettings {
+            epochs: self.epochs.unwrap_or(epochs),
+            batch_size: self.batch_size.unwrap_or(batch_size),
+            micro_batch_size: self.micro_batch_size,
+            learning_rate: self.learning_rate.unwrap_or(learning_rate),
+            rate_scaling: self.rate_scaling.unwrap_or_default(),
+            rate_batch_size: self.rate_batch_size.unwrap_or(batch_size),
+            layerwise_decay: self.layerwise_decay.unwrap_or(LayerwiseDecay::All(DEFAULT_LAYERWISE_DECAY)),
+            warmup: self.warmup.unwrap_or(0.1),
+            weight_decay: self.weight_decay.unwrap_or(0.01),
+            clip_norm: self.clip_norm.unwrap_or(1.0),
+            optimizer: self.optimizer.unwrap_or_default(),
+            loss_reduction: self.loss_reduction.unwrap_or_default(),
+        }
+    }
+}
+
+impl From<TrainSectionInput> for TrainSection {
+    fn from(input: TrainSectionInput) -> Self {
+        TrainSection {
+            single: input.single.or(3, 32, 5e-5),
+            multi: input.multi.or(6, 128, 1e-4),
+            fine_tune: input.fine_tune.map(|settings| settings.or(3, 32, 1e-5)),
+        }
+    }
+}
