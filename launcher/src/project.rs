@@ -39,8 +39,7 @@ impl Project {
         let tasks = recipe.tasks();
         let (mut sizes, mut sources, mut warnings) = (vec![], vec![], vec![]);
         for task in &tasks {
-            let data = &recipe.data;
-            let examples = task::read_examples(task, recipe.seed, data.max_train_examples, data.max_dev_examples)?;
+            let examples = task::read_examples(task, recipe.seed, &recipe.data.selection())?;
             sizes.push(TaskSize { task: task.name.clone(), train: examples.train.len(), dev: examples.dev.len() });
             sources.push(examples.source_sha256);
             warnings.extend(skipped_rows(&task.name, examples.skipped));

@@ -150,7 +150,7 @@ fn declaration(task: &Task, recipe: &Recipe) -> String {
     if let Dev::File(path) = &mut task.source.dev {
         *path = PathBuf::new();
     }
-    digest::of_json(&(task, recipe.seed, recipe.data.max_train_examples, recipe.data.max_dev_examples))
+    digest::of_json(&(task, recipe.seed, recipe.data.selection()))
 }
 
 #[cfg(test)]

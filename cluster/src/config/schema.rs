@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::task_entry::TaskEntry;
 use super::train::TrainSection;
 use crate::digest;
-use crate::task::{Task, glue_task};
+use crate::task::{Selection, Task, glue_task};
 
 /// A whole recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,6 +149,21 @@ pub struct DataSection {
     /// Judge on a seeded sample of at most this many examples of each task.
     #[serde(default)]
     pub max_dev_examples: Option<usize>,
+    /// Train on a copy of each pair with its two texts swapped, too, where the task has no order (MRPC, STS-B, and tasks
+    /// of one's own that say `unordered: true`). The reference implementation does; the paper's sizes are without.
+    #[serde(default)]
+    pub double_unordered: bool,
+}
+
+impl DataSection {
+    /// Which of a task's examples are used.
+    pub fn selection(&self) -> Selection {
+        Selection {
+            max_train: self.max_train_examples,
+            max_dev: self.max_dev_examples,
+            double_unordered: self.double_unordered,
+        }
+    }
 }
 
 /// How the student's targets are mixed from gold labels and teachers' predictions.

@@ -41,6 +41,9 @@ pub struct OwnTask {
     /// Column of the second text of a pair.
     #[serde(default)]
     pub text_b: Option<Column>,
+    /// Whether the two texts of a pair could as well change places (for `data.double_unordered`).
+    #[serde(default)]
+    pub unordered: bool,
     /// Column of the gold label.
     pub label: Column,
     /// Classification or regression.
@@ -102,7 +105,7 @@ impl OwnTask {
             malformed: Malformed::Refuse,
         };
         let source = Source { train: self.train.clone(), dev, layout };
-        Task { name: self.name.clone(), kind, metrics: vec![self.metric()], source }
+        Task { name: self.name.clone(), kind, metrics: vec![self.metric()], unordered: self.unordered, source }
     }
 }
 

@@ -103,6 +103,9 @@ fn check_own(key: &str, own: &OwnTask) -> Checked {
         (None, Some(f)) if !(f > 0.0 && f < 1.0) => return problem("dev_fraction", "must lie between 0 and 1"),
         _ => {}
     }
+    if own.unordered && own.text_b.is_none() {
+        return problem("unordered", "is for pairs; there is no text_b");
+    }
     match own.kind {
         TaskType::Classification => {
             if own.range.is_some() {

@@ -5,9 +5,10 @@ use std::path::Path;
 use super::{Column, Dev, Kind, Layout, Malformed, Metric, Source, Task};
 
 /// The GLUE tasks that can be trained on, by the names that recipes use.
-pub const NAMES: [&str; 8] = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"];
+pub const NAMES: [&str; 9] = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"];
 
-/// Folder, dev file, header, text, second text, label, class names (none: regression 0–5), metrics, malformed rows.
+/// Folder, dev file, header, text, second text, label, class names (none: regression 0–5), metrics, malformed rows,
+/// whether the texts of a pair are interchangeable.
 struct Row {
     folder: &'static str,
     dev: &'static str,
@@ -18,6 +19,7 @@ struct Row {
     labels: &'static [&'static str],
     metrics: &'static [Metric],
     malformed: Malformed,
+    unordered: bool,
 }
 
 const BINARY: &[&str] = &["0", "1"];
@@ -38,16 +40,18 @@ fn row(name: &str) -> Option<Row> {
         labels,
         metrics,
         malformed: Refuse,
+        unordered: false,
     };
     Some(match name {
         "cola" => row("CoLA", false, 3, None, 1, BINARY, &[Matthews]),
         "sst2" => row("SST-2", true, 0, None, 1, BINARY, &[Accuracy]),
-        "mrpc" => row("MRPC", true, 3, Some(4), 0, BINARY, &[Accuracy, F1]),
-        "stsb" => row("STS-B", true, -3, Some(-2), -1, &[], &[Spearman, Pearson]),
+        "mrpc" => Row { unordered: true, ..row("MRPC", true, 3, Some(4), 0, BINARY, &[Accuracy, F1]) },
+        "stsb" => Row { unordered: true, ..row("STS-B", true, -3, Some(-2), -1, &[], &[Spearman, Pearson]) },
         "qqp" => Row { malformed: Skip, ..row("QQP", true, 3, Some(4), 5, BINARY, &[Accuracy, F1]) },
         "mnli" => Row { dev: "dev_matched.tsv", ..row("MNLI", true, 8, Some(9), -1, NLI, &[Accuracy]) },
         "qnli" => row("QNLI", true, 1, Some(2), 3, ENTAILMENT, &[Accuracy]),
         "rte" => row("RTE", true, 1, Some(2), 3, ENTAILMENT, &[Accuracy]),
+        "wnli" => row("WNLI", true, 1, Some(2), 3, BINARY, &[Accuracy]),
         _ => return None,
     })
 }
@@ -65,6 +69,7 @@ pub fn glue_task(name: &str, directory: &Path) -> Option<Task> {
         name: name.to_owned(),
         kind,
         metrics: row.metrics.to_vec(),
+        unordered: row.unordered,
         source: Source {
             train: folder.join("train.tsv"),
             dev: Dev::File(folder.join(row.dev)),
@@ -89,6 +94,6 @@ mod tests {
             let task = glue_task(name, Path::new("glue")).expect(name);
             assert!(task.metrics.iter().all(|m| m.is_for_classes() == task.kind.is_classification()), "{name}");
         }
-        assert!(glue_task("wnli", Path::new("glue")).is_none());
+        assert!(glue_task("ax", Path::new("glue")).is_none());
     }
 }

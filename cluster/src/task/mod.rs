@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use glue::{NAMES as GLUE_NAMES, glue_task};
 pub use read::{DataError, Example, Table, read_table};
-pub use split::{Examples, read_examples};
+pub use split::{Examples, Selection, read_examples};
 
 /// A task to learn: what its head puts out, how it is judged, where its examples are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,6 +22,8 @@ pub struct Task {
     pub kind: Kind,
     /// What is computed on the dev split. The first one stands in the results table.
     pub metrics: Vec<Metric>,
+    /// Whether the two texts of a pair could as well change places.
+    pub unordered: bool,
     /// Where the examples come from.
     pub source: Source,
 }

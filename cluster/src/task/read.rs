@@ -26,6 +26,8 @@ pub struct Table {
     pub examples: Vec<Example>,
     /// Rows left out because they lack a column.
     pub skipped: u64,
+    /// Data rows in the file, those left out included.
+    pub rows: u64,
     /// SHA-256 of the file.
     pub sha256: String,
 }
@@ -131,17 +133,16 @@ pub fn read_table(task: &Task, path: &Path) -> Result<Table, DataError> {
         .enumerate();
     let header = if layout.header { lines.next().map(|(_, l)| l) } else { None };
     let positions = positions(task, layout, path, header)?;
-    let mut table = Table { examples: Vec::new(), skipped: 0, sha256 };
-    let mut id = 0;
+    let mut table = Table { examples: Vec::new(), skipped: 0, rows: 0, sha256 };
     for (number, line) in lines {
         if line.is_empty() {
             continue;
         }
-        match example(task, &positions, id, line).map_err(|fault| fault.at(task, path, number + 1))? {
+        match example(task, &positions, table.rows, line).map_err(|fault| fault.at(task, path, number + 1))? {
             Some(example) => table.examples.push(example),
             None => table.skipped += 1,
         }
-        id += 1;
+        table.rows += 1;
     }
     if table.examples.is_empty() {
         return Err(DataError::Empty { task: task.name.clone(), path: path.to_owned(), needed: 1 });
@@ -252,7 +253,7 @@ mod tests {
 
     fn task(kind: Kind, layout: Layout) -> Task {
         let source = Source { train: "t.tsv".into(), dev: Dev::Fraction(0.5), layout };
-        Task { name: "t".into(), kind, metrics: vec![Metric::Accuracy], source }
+        Task { name: "t".into(), kind, metrics: vec![Metric::Accuracy], unordered: false, source }
     }
 
     fn layout(header: bool, text: Column, text_b: Option<Column>, label: Column) -> Layout {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::Serialize;
+
 use super::{DataError, Dev, Example, Table, Task, read_table};
 use crate::digest;
 use crate::plan::shuffled;
@@ -19,18 +21,26 @@ pub struct Examples {
     pub source_sha256: String,
 }
 
-/// Reads both splits of a task. At most `max_train` and `max_dev` examples are kept, a seeded sample of the rest.
+/// Which of a task's examples are used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Selection {
+    /// Train on a seeded sample of at most so many.
+    pub max_train: Option<usize>,
+    /// Judge on a seeded sample of at most so many.
+    pub max_dev: Option<usize>,
+    /// If the order of a pair's texts means nothing, train on each pair the other way round, too.
+    pub double_unordered: bool,
+}
+
+/// Reads both splits of a task. An example that is the swapped copy of another has that one's id plus the number of rows
+/// in the training file.
 ///
 /// # Errors
 /// Whatever [`read_table`] refuses, and a split that is left without an example.
-pub fn read_examples(
-    task: &Task,
-    seed: u64,
-    max_train: Option<usize>,
-    max_dev: Option<usize>,
-) -> Result<Examples, DataError> {
+pub fn read_examples(task: &Task, seed: u64, selection: &Selection) -> Result<Examples, DataError> {
     let train_path = &task.source.train;
     let train_table = read_table(task, train_path)?;
+    let rows = train_table.rows;
     let (mut train, mut dev, skipped, source_sha256) = match &task.source.dev {
         Dev::File(dev_path) => {
             let dev_table = read_table(task, dev_path)?;
@@ -38,13 +48,13 @@ pub fn read_examples(
             (train_table.examples, dev_table.examples, [train_table.skipped, dev_table.skipped], both)
         }
         Dev::Fraction(fraction) => {
-            let Table { examples, skipped, sha256 } = train_table;
+            let Table { examples, skipped, sha256, .. } = train_table;
             let n_dev = (examples.len() as f64 * fraction).round() as usize;
             let (dev, train) = sample(examples, n_dev, &["split", &seed.to_string(), &task.name]);
             (train, dev, [skipped, 0], sha256)
         }
     };
-    for (examples, limit, split) in [(&mut train, max_train, "train"), (&mut dev, max_dev, "dev")] {
+    for (examples, limit, split) in [(&mut train, selection.max_train, "train"), (&mut dev, selection.max_dev, "dev")] {
         if let Some(limit) = limit {
             *examples = sample(std::mem::take(examples), limit, &["limit", &seed.to_string(), &task.name, split]).0;
         }
@@ -56,7 +66,17 @@ pub fn read_examples(
             });
         }
     }
+    if selection.double_unordered && task.unordered {
+        let copies: Vec<Example> = train.iter().filter_map(|e| swapped(e, rows)).collect();
+        train.extend(copies);
+    }
     Ok(Examples { train, dev, skipped, source_sha256 })
+}
+
+/// A pair with its texts in the other order.
+fn swapped(example: &Example, rows: u64) -> Option<Example> {
+    let (text, text_b) = (example.text_b.clone()?, Some(example.text.clone()));
+    Some(Example { id: example.id + rows, text, text_b, label: example.label })
 }
 
 /// A seeded sample of `n` examples and the rest, both in their former order.
@@ -72,6 +92,26 @@ fn sample(examples: Vec<Example>, n: usize, seed: &[&str]) -> (Vec<Example>, Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unordered_pairs_are_doubled_in_training_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("MRPC")).unwrap();
+        let rows = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\ta\tb\n0\t3\t4\tc\td\n";
+        for file in ["MRPC/train.tsv", "MRPC/dev.tsv"] {
+            std::fs::write(dir.path().join(file), rows).unwrap();
+        }
+        let task = crate::task::glue_task("mrpc", dir.path()).unwrap();
+        let read = |double_unordered| {
+            read_examples(&task, 1, &Selection { double_unordered, ..Selection::default() }).unwrap()
+        };
+        assert_eq!((read(false).train.len(), read(true).dev.len()), (2, 2));
+        let doubled: Vec<_> =
+            read(true).train.into_iter().map(|e| (e.id, e.text, e.text_b.unwrap_or_default(), e.label)).collect();
+        let pair = |id, a: &str, b: &str, label| (id, a.to_owned(), b.to_owned(), label);
+        let expected = [pair(0, "a", "b", 1.0), pair(1, "c", "d", 0.0), pair(2, "b", "a", 1.0), pair(3, "d", "c", 0.0)];
+        assert_eq!(doubled, expected);
+    }
 
     #[test]
     fn a_sample_and_its_rest_are_the_whole() {

@@ -90,7 +90,7 @@ fn append(set: &mut TokenSet, example: &Example, tokenizer: &Tokenizer) -> Resul
 #[cfg(test)]
 mod tests {
     use bam_cluster::encoder::Encoder;
-    use bam_cluster::task::{glue_task, read_examples};
+    use bam_cluster::task::{Selection, glue_task, read_examples};
 
     use super::*;
 
@@ -112,7 +112,7 @@ mod tests {
             std::fs::write(dir.path().join(file), rows).unwrap();
         }
         let task = glue_task("rte", dir.path()).unwrap();
-        let examples = read_examples(&task, 1, None, Some(1)).unwrap();
+        let examples = read_examples(&task, 1, &Selection { max_dev: Some(1), ..Selection::default() }).unwrap();
         let tokenizer = Tokenizer::open(&encoder).unwrap();
         let run = RunDir::new(dir.path().join("run"));
         let mut told = Vec::new();

@@ -17,7 +17,7 @@ pub(super) fn run(session: &Session) -> Result<Outcome> {
     let vocabulary = session.encoder.vocabulary_sha256()?;
     let mut made = Sums::new();
     for task in session.tasks.iter().skip(rank).step_by(size) {
-        let examples = read_examples(task, recipe.seed, recipe.data.max_train_examples, recipe.data.max_dev_examples)?;
+        let examples = read_examples(task, recipe.seed, &recipe.data.selection())?;
         let (now, was) = (&examples.source_sha256, session.input(&format!("source {}", task.name))?);
         ensure!(
             now == was,
