@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use bam_tests::{Recipe, Snapshot, Workplace};
+use bam_tests::{Recipe, Snapshot, Workplace, repository};
 
 fn cells(text: &str, first: &str) -> Vec<String> {
     let row = text.lines().find(|l| l.split_whitespace().next() == Some(first));
@@ -45,6 +45,24 @@ fn a_plan_has_stages_tasks_and_step_counts_and_leaves_no_trace() {
     assert!(!other.stdout.contains("teacher-cola"), "{other}");
     before.assert_same(&Snapshot::of(place.path()));
     assert!(!mark.exists());
+}
+
+/// With a small encoder and small files: the recipes' own are not here.
+#[test]
+fn every_recipe_for_glue_passes() {
+    let place = Workplace::new();
+    let stand_ins =
+        ["data.glue=glue", "data.tasks=[cola, mrpc, stsb, rte]", "model.path=encoder", "model.max_length=64"];
+    let recipes: Vec<_> = fs::read_dir(repository().join("configs/glue")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(recipes.len() >= 20, "{recipes:?}");
+    for recipe in recipes {
+        let name = recipe.file_stem().unwrap().to_str().unwrap();
+        let bam = place.bam(["plan", recipe.to_str().unwrap()]);
+        let plan = stand_ins.iter().fold(bam, |bam, o| bam.arg("-o").arg(o)).expect(0);
+        assert!(plan.stdout.starts_with(&format!("{name} (")), "the recipe's name is not its file's: {plan}");
+        let comment = fs::read_to_string(&recipe).unwrap();
+        assert!(comment.starts_with("# ") && comment.contains("paper"), "{name} does not say what it stands for");
+    }
 }
 
 #[test]
