@@ -1,9 +1,10 @@
-"""Compares a finished run with Hugging Face's transformers: token ids of every row, and logits of every exported model.
+"""Compares a finished run with Hugging Face's transformers: token ids of every row, logits of every teacher, and the
+student's answers on dev, from the directories that `bam export RUN` made.
 
     python tests/compare_with_transformers.py RUN [--examples N]
 
 Needs transformers, torch, h5py and PyYAML, which `make test` does not install (they are two gigabytes). GLUE tasks only.
-Exits with 1 if a token differs anywhere, or a logit by more than 2e-5.
+Exits with 1 if a token differs anywhere, a logit by more than 2e-5, or an answer.
 """
 
 import argparse
@@ -83,6 +84,32 @@ def compare_logits(run, stage, task, examples):
     return worst
 
 
+def compare_answers(run, config, task, examples):
+    """How many of the exported student's answers differ from those that the run wrote down."""
+    model = AutoModelForSequenceClassification.from_pretrained(run / "export" / task).eval()
+    lines = (run / "stages" / "student" / "predictions" / f"{task}-dev.tsv").read_text(encoding="utf-8").splitlines()
+    answers = [line.split("\t")[1] for line in lines[1:]]
+    sigmoid = config["model"]["regression_output"] == "sigmoid"
+    different = compared = 0
+    with h5py.File(run / "data" / f"{task}-dev.h5") as data:
+        offsets = data["offsets"][:]
+        for i in range(0, len(answers), max(1, len(answers) // examples)):
+            span = slice(offsets[i], offsets[i + 1])
+            inputs = {name: torch.tensor(data[name][span][None].astype("int64")) for name in ("input_ids", "token_type_ids")}
+            with torch.no_grad():
+                logits = model(**inputs).logits[0]
+            compared += 1
+            if model.config.problem_type == "regression":
+                low, high = model.config.bam_heads[0]["range"]
+                unit = float(torch.sigmoid(logits[0]) if sigmoid else logits[0])
+                # Written with three decimals.
+                different += abs(low + unit * (high - low) - float(answers[i])) > 6e-4
+            else:
+                different += model.config.id2label[int(logits.argmax())] != answers[i]
+    print(f"student's {task}: {compared} answers compared, {different} differ")
+    return different
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("run", type=Path)
@@ -96,6 +123,8 @@ def main():
         good &= compare_tokens(run, config, task, tokenizer) == 0
         if (run / "logits" / f"teacher-{task}").is_dir():
             good &= compare_logits(run, f"teacher-{task}", task, arguments.examples) < TOLERANCE
+        if (run / "export" / task).is_dir():
+            good &= compare_answers(run, config, task, arguments.examples) == 0
     print("all the same" if good else "DIFFERENT")
     return 0 if good else 1
 

@@ -10,6 +10,7 @@ pub mod exit_code;
 pub mod files;
 pub mod plan;
 pub mod protocol;
+pub mod published;
 pub mod run_dir;
 pub mod stage_record;
 pub mod task;

@@ -11,6 +11,7 @@ Examples:
   bam run configs/demo.yaml -n 2          the same again: go on where it stopped
   bam run configs/demo.yaml -o seed=2 -o name=demo-2
   bam report runs/demo                    the results again
+  bam export runs/demo                    the student as one model per task, for transformers
 
 Exit codes:
   0    done
@@ -43,6 +44,8 @@ pub enum Command {
     Plan(RecipeArguments),
     /// Show the results of a run again
     Report(ReportArguments),
+    /// Take a model of several tasks apart into one for each, which Hugging Face's tools open
+    Export(ExportArguments),
 }
 
 /// A recipe and changes to it.
@@ -85,4 +88,17 @@ mod tests {
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
     }
+}
+
+/// `bam export`.
+#[derive(Debug, Args)]
+pub struct ExportArguments {
+    /// The run's directory, for example runs/demo
+    pub run_dir: PathBuf,
+    /// The stage that trained the model [default: the last one that trained several tasks]
+    #[arg(long, value_name = "STAGE")]
+    pub stage: Option<String>,
+    /// Where a directory for each task is written [default: export in the run's directory]
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
 }

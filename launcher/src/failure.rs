@@ -7,6 +7,7 @@ use bam_cluster::stage_record::RecordError;
 use bam_cluster::task::DataError;
 use bam_cluster::teacher::LogitsError;
 
+use crate::command::export::ExportError;
 use crate::report::NotARun;
 use crate::run_claim::OtherRecipe;
 use crate::stage_inputs::MissingProduct;
@@ -36,6 +37,12 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if cause.is::<ConfigError>() || cause.is::<OtherRecipe>() || cause.is::<NotARun>() {
         return Some(exit_code::USAGE);
+    }
+    if let Some(error) = cause.downcast_ref::<ExportError>() {
+        return Some(match error {
+            ExportError::Stage { .. } | ExportError::InTheWay { .. } => exit_code::USAGE,
+            ExportError::Model { .. } => exit_code::BAD_DATA,
+        });
     }
     let bad_data = cause.is::<DataError>()
         || cause.is::<EncoderError>()

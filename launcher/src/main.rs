@@ -34,5 +34,6 @@ fn run() -> anyhow::Result<u8> {
         Command::Run(arguments) => command::run::run(&arguments),
         Command::Plan(arguments) => command::plan::run(&arguments),
         Command::Report(arguments) => command::report::run(&arguments),
+        Command::Export(arguments) => command::export::run(&arguments),
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use bam_tests::{Recipe, Run, Workplace, python, repository, sha256};
+use bam_tests::{Bam, Recipe, Run, Workplace, python, repository, sha256};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
@@ -144,4 +144,44 @@ fn published_models_have_hugging_faces_names() {
     assert_eq!(student["bert.pooler.dense.bias"], (Dtype::F32, vec![32]));
     // Five of the embeddings, sixteen of each layer, two of the pooler, two of each head.
     assert_eq!(student.len(), 5 + 2 * 16 + 2 + 3 * 2);
+}
+
+#[test]
+fn a_student_is_exported_as_a_model_of_each_task() {
+    let run = finished();
+    let place = tempfile::tempdir().unwrap();
+    let bam = |more: &[&str]| {
+        let bam = Bam::new(place.path(), ["export", run.path().to_str().unwrap(), "--to", "out"]);
+        more.iter().fold(bam, |bam, argument| bam.arg(argument))
+    };
+    let student = fs::read(run.weights("student")).unwrap();
+    let student = SafeTensors::deserialize(&student).unwrap();
+    // The second time it takes the place of the first.
+    for _ in 0..2 {
+        bam(&[]).expect(0);
+    }
+    assert_eq!(fs::read_dir(place.path().join("out")).unwrap().count(), TASKS.len());
+    for (task, _, labels) in TASKS {
+        let directory = place.path().join("out").join(task);
+        let bytes = fs::read(directory.join("model.safetensors")).unwrap();
+        let exported = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(exported.len(), 5 + 2 * 16 + 2 + 2, "{task}");
+        for (name, tensor) in exported.tensors() {
+            let original = name.replace("classifier.", &format!("classifiers.{task}."));
+            let original = student.tensor(&original).unwrap();
+            assert_eq!((tensor.shape(), tensor.data()), (original.shape(), original.data()), "{name} of {task}");
+        }
+        let config: Value = serde_json::from_slice(&fs::read(directory.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["architectures"], json!(["BertForSequenceClassification"]));
+        assert_eq!(config["id2label"][(labels.len() - 1).to_string()], labels[labels.len() - 1]);
+        let problem = if task == "warmth" { "regression" } else { "single_label_classification" };
+        assert_eq!(config["problem_type"], problem);
+        assert!(directory.join("vocab.txt").is_file());
+    }
+    let config = place.path().join("out/cola/config.json");
+    fs::write(&config, "{}").unwrap();
+    bam(&[]).finish().expect_error(2, &["out/cola", "in the way", "--to"]);
+    assert_eq!(fs::read_to_string(config).unwrap(), "{}");
+    bam(&["--stage", "teacher"]).finish().expect_error(2, &["no stage 'teacher'", "teacher-cola", "student"]);
+    Bam::new(place.path(), ["export", "out"]).finish().expect_error(2, &["not the directory of a run"]);
 }

@@ -69,10 +69,10 @@ fn every_recipe_for_glue_passes() {
 fn help_and_version_are_there() {
     let place = Workplace::new();
     let help = place.bam(["--help"]).expect(0);
-    for part in ["run", "plan", "report", "Exit codes", "75"] {
+    for part in ["run", "plan", "report", "export", "Exit codes", "75"] {
         assert!(help.stdout.contains(part), "{part} is not in {help}");
     }
-    for command in ["run", "plan", "report"] {
+    for command in ["run", "plan", "report", "export"] {
         assert!(place.bam([command, "--help"]).expect(0).stdout.contains("Usage:"));
     }
     assert!(place.bam(["--version"]).expect(0).stdout.starts_with("bam "));

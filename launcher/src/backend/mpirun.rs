@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bam_cluster::config::ClusterSection;
 use bam_cluster::run_dir::RunDir;
@@ -12,6 +12,9 @@ use super::Programs;
 /// More ranks than cores must not spin (an all-reduce then takes 20 ms instead of half a one), and a rank must not be
 /// bound to one core when it has several threads.
 const SHARE_THE_CORES: [&str; 6] = ["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"];
+
+/// How the names of Open MPI's parameters end that say where sessions are kept.
+const SESSION_BASE: &str = "tmpdir_base";
 
 /// A command that starts all ranks of a stage.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,17 +28,23 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// The ranks of `stage` under `mpirun`, as the recipe spreads them.
-    pub fn new(programs: &Programs, cluster: &ClusterSection, run: &RunDir, stage: &str) -> Launch {
+    /// The ranks of `stage` under `mpirun`, as the recipe spreads them; `scratch` is a directory of this start's own.
+    pub fn new(programs: &Programs, cluster: &ClusterSection, run: &RunDir, stage: &str, scratch: &Path) -> Launch {
         let file_locking = env::var("HDF5_USE_FILE_LOCKING").ok();
         // Shared file systems often lack locks; files are written by one rank each and published by rename.
         let file_locking = file_locking.unwrap_or_else(|| "FALSE".to_owned());
-        let environment = vec![
+        let mut environment = vec![
             ("OMP_NUM_THREADS", cluster.threads.to_string()),
             ("HDF5_USE_FILE_LOCKING", file_locking),
             ("OMPI_ALLOW_RUN_AS_ROOT", "1".to_owned()),
             ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1".to_owned()),
         ];
+        // Open MPI 4 keeps the sessions of all of a user's starts in one directory, which the one that ends first may
+        // remove from under another that is just starting. Whoever says where sessions belong is obeyed.
+        let said = env::vars_os().any(|(name, _)| name.to_string_lossy().ends_with(SESSION_BASE));
+        if !said && !cluster.mpirun_args.iter().any(|argument| argument.ends_with(SESSION_BASE)) {
+            environment.push(("OMPI_MCA_orte_tmpdir_base", scratch.display().to_string()));
+        }
         let mut arguments: Vec<OsString> = vec!["-n".into(), cluster.processes.to_string().into()];
         arguments.push("--tag-output".into());
         arguments.extend(SHARE_THE_CORES.map(OsString::from));
@@ -72,21 +81,29 @@ mod tests {
 
     fn launch(cluster: &ClusterSection) -> Launch {
         let programs = Programs { mpirun: "/usr/bin/mpirun".into(), worker: "/opt/bam-worker".into() };
-        Launch::new(&programs, cluster, &RunDir::new("/runs/my run"), "teacher-rte")
+        Launch::new(&programs, cluster, &RunDir::new("/runs/my run"), "teacher-rte", Path::new("/tmp/bam-1"))
     }
 
     #[test]
     fn the_command_starts_as_many_ranks_as_asked_with_the_stage_last() {
         let line = launch(&ClusterSection { processes: 3, threads: 2, ..ClusterSection::default() }).command_line();
         assert!(line.starts_with("OMP_NUM_THREADS=2 HDF5_USE_FILE_LOCKING="), "{line}");
+        assert!(line.contains(" OMPI_MCA_orte_tmpdir_base=/tmp/bam-1 "), "{line}");
         assert!(line.contains(" /usr/bin/mpirun -n 3 --tag-output --oversubscribe --bind-to none "), "{line}");
         assert!(line.ends_with(" /opt/bam-worker --run '/runs/my run' --stage teacher-rte"), "{line}");
     }
 
     #[test]
     fn the_recipes_own_arguments_come_before_the_worker() {
-        let mpirun_args = vec!["--mca".to_owned(), "btl".to_owned(), "self,tcp".to_owned()];
+        let mpirun_args = ["--mca", "btl", "self,tcp"].map(str::to_owned).to_vec();
         let line = launch(&ClusterSection { mpirun_args, ..ClusterSection::default() }).command_line();
         assert!(line.contains(" --mca btl self,tcp /opt/bam-worker "), "{line}");
+    }
+
+    #[test]
+    fn a_place_for_sessions_that_the_recipe_names_stands_alone() {
+        let mpirun_args = ["--mca", "orte_tmpdir_base", "/scratch"].map(str::to_owned).to_vec();
+        let line = launch(&ClusterSection { mpirun_args, ..ClusterSection::default() }).command_line();
+        assert!(!line.contains("OMPI_MCA_orte_tmpdir_base"), "{line}");
     }
 }

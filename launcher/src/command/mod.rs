@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::Context;
 
+pub mod export;
 pub mod plan;
 pub mod report;
 pub mod run;

@@ -84,7 +84,8 @@ pub struct StageFailed {
 /// # Errors
 /// The ranks cannot be started, or they fail ([`StageFailed`]).
 pub fn supervise(job: &StageJob, screen: &mut Screen, interrupts: &Interrupts) -> anyhow::Result<End> {
-    let launch = Launch::new(job.programs, &job.recipe.cluster, job.run, &job.stage.name);
+    let scratch = tempfile::Builder::new().prefix("bam-").tempdir().context("cannot make a temporary directory")?;
+    let launch = Launch::new(job.programs, &job.recipe.cluster, job.run, &job.stage.name, scratch.path());
     let log_path = job.run.log(&job.stage.name);
     let log = StageLog::open(log_path.clone(), job.incarnation, &launch.command_line())
         .with_context(|| format!("cannot write {}", log_path.display()))?;

@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use bam_cluster::checkpoint::Fence;
 use bam_cluster::encoder::Encoder;
-use bam_cluster::task::{Kind, Task};
+use bam_cluster::published::{PublishedHead, TOKENIZER_FILES, describe_heads, heads_of};
+use bam_cluster::task::Task;
 use bam_cluster::{digest, files};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::model::{Bert, Head};
@@ -35,7 +35,7 @@ pub(super) fn publish(
     write_parameters(&aside.join(WEIGHTS), model.parameters_mut(), tasks.len() == 1).with_context(context)?;
     let config = config(model, tasks, &encoder.directory)?;
     files::write_json(&aside.join(CONFIG), &config).with_context(context)?;
-    for name in ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+    for name in TOKENIZER_FILES {
         let from = encoder.directory.join(name);
         if from.exists() {
             fs::copy(&from, aside.join(name)).with_context(context)?;
@@ -70,25 +70,6 @@ pub(super) fn check_model(session: &Session, stage: &str) -> Result<String> {
     Ok(sum)
 }
 
-/// A head as `bam_heads` in a published model's config.json describes it.
-#[derive(Debug, Serialize, Deserialize)]
-struct PublishedHead {
-    task: String,
-    labels: Vec<String>,
-    /// Smallest and largest score; none for classification.
-    range: Option<[f64; 2]>,
-}
-
-impl PublishedHead {
-    fn of(task: &Task) -> PublishedHead {
-        let range = match task.kind {
-            Kind::Regression { min, max } => Some([min, max]),
-            Kind::Classification { .. } => None,
-        };
-        PublishedHead { task: task.name.clone(), labels: task.kind.output_names(), range }
-    }
-}
-
 /// Reads a published model, and which of its heads is the one of `task`.
 ///
 /// # Errors
@@ -97,8 +78,7 @@ pub(super) fn load(directory: &Path, task: &Task) -> Result<(Bert, usize)> {
     let encoder = Encoder::inspect(directory, None, 1)?;
     let path = directory.join(CONFIG);
     let config: Value = files::read_json(&path).with_context(|| path.display().to_string())?.unwrap_or_default();
-    let published: Vec<PublishedHead> = serde_json::from_value(config["bam_heads"].clone())
-        .with_context(|| format!("{}: bam_heads is not the list of heads that bam writes", path.display()))?;
+    let published = heads_of(&config).map_err(|problem| anyhow!("{}: {problem}", path.display()))?;
     let head = published.iter().position(|h| h.task == task.name && h.labels == task.kind.output_names());
     let head = head.with_context(|| {
         format!("{}: there is no head for task '{}' with its labels in bam_heads", path.display(), task.name)
@@ -109,8 +89,7 @@ pub(super) fn load(directory: &Path, task: &Task) -> Result<(Bert, usize)> {
     Ok((model, head))
 }
 
-/// The encoder's own config.json with what this model adds: for one task, what `BertForSequenceClassification` needs;
-/// for several, the list of heads.
+/// The encoder's own config.json with what this model adds.
 fn config(model: &Bert, tasks: &[&Task], encoder: &Path) -> Result<Value> {
     let original = encoder.join(CONFIG);
     let text = fs::read(&original).with_context(|| original.display().to_string())?;
@@ -119,18 +98,6 @@ fn config(model: &Bert, tasks: &[&Task], encoder: &Path) -> Result<Value> {
     config["hidden_dropout_prob"] = json!(model.config().hidden_dropout_prob);
     config["attention_probs_dropout_prob"] = json!(model.config().attention_probs_dropout_prob);
     config["model_type"] = json!("bert");
-    if let [task] = tasks {
-        config["architectures"] = json!(["BertForSequenceClassification"]);
-        let names = task.kind.output_names();
-        let by_id: serde_json::Map<_, _> = names.iter().enumerate().map(|(i, n)| (i.to_string(), json!(n))).collect();
-        let by_name: serde_json::Map<_, _> = names.iter().enumerate().map(|(i, n)| (n.clone(), json!(i))).collect();
-        config["id2label"] = Value::Object(by_id);
-        config["label2id"] = Value::Object(by_name);
-        config["problem_type"] =
-            json!(if task.kind.is_classification() { "single_label_classification" } else { "regression" });
-    } else {
-        config["architectures"] = json!(["BertModel"]);
-    }
-    config["bam_heads"] = json!(tasks.iter().map(|task| PublishedHead::of(task)).collect::<Vec<_>>());
+    describe_heads(&mut config, &tasks.iter().map(|task| PublishedHead::of(task)).collect::<Vec<_>>());
     Ok(config)
 }

@@ -1,0 +1,153 @@
+//! `bam export`: a model of several tasks as one directory per task, each with the encoder and that task's head, as
+//! `AutoModelForSequenceClassification.from_pretrained` opens them.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use anyhow::Context;
+use bam_cluster::exit_code;
+use bam_cluster::files;
+use bam_cluster::plan::{Plan, StageWork};
+use bam_cluster::published::{HEADS, PublishedHead, TOKENIZER_FILES, describe_heads, heads_of};
+use bam_cluster::run_dir::RunDir;
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde_json::Value;
+
+use super::report::plan_of;
+use crate::cli::ExportArguments;
+
+const WEIGHTS: &str = "model.safetensors";
+const CONFIG: &str = "config.json";
+
+/// A model that cannot be taken apart.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The run trains no such model.
+    #[error("{run}: {problem}\n  its stages are: {stages}")]
+    Stage {
+        /// The run's directory.
+        run: PathBuf,
+        /// What is wrong with the stage asked for.
+        problem: String,
+        /// What there is.
+        stages: String,
+    },
+    /// The stage is not complete, or its model is damaged.
+    #[error("{path}: {problem}\n  run the recipe to its end first, or remove the stage's directory and run again")]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Where a model should go, there is something else.
+    #[error("{path}: is in the way, and is no model that bam wrote\n  give another directory with --to")]
+    InTheWay {
+        /// The directory or file.
+        path: PathBuf,
+    },
+}
+
+/// Exports a model.
+pub fn run(arguments: &ExportArguments) -> anyhow::Result<u8> {
+    let run = RunDir::new(&arguments.run_dir);
+    let stage = choose(&run, &plan_of(&run)?, arguments.stage.as_deref())?;
+    let model = run.model(&stage);
+    if !run.done(&stage).exists() {
+        let problem = format!("stage '{stage}' is not complete");
+        return Err(ExportError::Model { path: run.stage(&stage), problem }.into());
+    }
+    let damaged = |name: &str, problem: String| ExportError::Model { path: model.join(name), problem };
+    let config: Option<Value> = files::read_json(&model.join(CONFIG)).map_err(|e| damaged(CONFIG, e.to_string()))?;
+    let config = config.ok_or_else(|| damaged(CONFIG, "is missing".to_owned()))?;
+    let heads = heads_of(&config).map_err(|problem| damaged(CONFIG, problem))?;
+    let bytes = fs::read(model.join(WEIGHTS)).map_err(|e| damaged(WEIGHTS, e.to_string()))?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(WEIGHTS, e.to_string()))?;
+    let target = arguments.to.clone().unwrap_or_else(|| run.path().join("export"));
+    for head in &heads {
+        let directory = target.join(&head.task);
+        if !may_be_replaced(&directory) {
+            return Err(ExportError::InTheWay { path: directory }.into());
+        }
+        write(&directory, &model, &config, &tensors, head)
+            .with_context(|| format!("cannot write {}", directory.display()))?;
+        super::print(&format!("{}: {}\n", head.task, directory.display()))?;
+    }
+    Ok(exit_code::DONE)
+}
+
+/// The stage whose model is meant.
+fn choose(run: &RunDir, plan: &Plan, asked: Option<&str>) -> Result<String, ExportError> {
+    let trained: Vec<(&str, usize)> = plan
+        .stages
+        .iter()
+        .filter_map(|stage| match &stage.work {
+            StageWork::Train(train) => Some((stage.name.as_str(), train.tasks.len())),
+            StageWork::Prepare | StageWork::Logits(_) => None,
+        })
+        .collect();
+    let (found, problem) = match asked {
+        Some(name) => (trained.iter().find(|(n, _)| *n == name), format!("no stage '{name}' trains a model")),
+        None => {
+            let problem =
+                "no model of it has several tasks; those of one are in this form already (stages/STAGE/model)";
+            (trained.iter().rfind(|(_, tasks)| *tasks > 1), problem.to_owned())
+        }
+    };
+    found.map(|(name, _)| (*name).to_owned()).ok_or_else(|| ExportError::Stage {
+        run: run.path().to_owned(),
+        problem,
+        stages: trained.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// Whether a directory is not there, or a model that bam wrote.
+fn may_be_replaced(directory: &Path) -> bool {
+    let config: Option<Value> = files::read_json(&directory.join(CONFIG)).unwrap_or_default();
+    !directory.exists() || config.is_some_and(|config| heads_of(&config).is_ok())
+}
+
+/// Writes the model of one head aside and puts it in the place of what is there.
+fn write(
+    directory: &Path,
+    model: &Path,
+    config: &Value,
+    tensors: &SafeTensors,
+    head: &PublishedHead,
+) -> anyhow::Result<()> {
+    let aside = directory.with_file_name(format!(".{}.draft-{}", head.task, process::id()));
+    if aside.exists() {
+        fs::remove_dir_all(&aside)?;
+    }
+    fs::create_dir_all(&aside)?;
+    // Hugging Face's readers refuse files without this note.
+    let note = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(of_one_head(tensors, &head.task), Some(note), &aside.join(WEIGHTS))?;
+    fs::File::open(aside.join(WEIGHTS))?.sync_all()?;
+    let mut config = config.clone();
+    describe_heads(&mut config, std::slice::from_ref(head));
+    files::write_json(&aside.join(CONFIG), &config)?;
+    for name in TOKENIZER_FILES {
+        if model.join(name).exists() {
+            fs::copy(model.join(name), aside.join(name))?;
+        }
+    }
+    if directory.exists() {
+        fs::remove_dir_all(directory)?;
+    }
+    fs::rename(&aside, directory)?;
+    Ok(())
+}
+
+/// The encoder's tensors and those of one head, named `classifier`.
+fn of_one_head<'a>(tensors: &'a SafeTensors, task: &str) -> Vec<(String, TensorView<'a>)> {
+    let own = format!("{HEADS}{task}.");
+    let rename = |(name, tensor): (String, TensorView<'a>)| match name.strip_prefix(&own) {
+        Some(part) => Some((format!("classifier.{part}"), tensor)),
+        None => (!name.starts_with(HEADS)).then_some((name, tensor)),
+    };
+    tensors.tensors().into_iter().filter_map(rename).collect()
+}
