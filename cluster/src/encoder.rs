@@ -1,6 +1,7 @@
 //! What can be known of a Hugging Face model directory without libtorch: its shape, that its vocabulary fits, and that
 //! its weights are not cut short. Enough to plan a run and to refuse a bad directory at once.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -74,6 +75,68 @@ pub struct Encoder {
     pub directory: PathBuf,
     /// Its shape, cut to the layers that the recipe asks for.
     pub config: EncoderConfig,
+    /// Its weights.
+    pub weights: Weights,
+}
+
+/// The files that hold a model's weights, in the order in which they are looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Weights {
+    /// `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    Safetensors(Vec<PathBuf>),
+    /// `pytorch_model.bin`.
+    Pickle(PathBuf),
+}
+
+impl Weights {
+    /// Finds the weights of a directory.
+    ///
+    /// # Errors
+    /// There are none, or they are cut short.
+    pub fn find(directory: &Path) -> Result<Weights, EncoderError> {
+        let (whole, index, pickle) = (
+            directory.join("model.safetensors"),
+            directory.join("model.safetensors.index.json"),
+            directory.join("pytorch_model.bin"),
+        );
+        let weights = if !whole.exists() && index.exists() {
+            Weights::Safetensors(shards(&index)?)
+        } else if !whole.exists() && pickle.exists() {
+            Weights::Pickle(pickle)
+        } else {
+            Weights::Safetensors(vec![whole])
+        };
+        if let Weights::Safetensors(files) = &weights {
+            files.iter().try_for_each(|file| check_safetensors(file))?;
+        }
+        Ok(weights)
+    }
+
+    /// The files.
+    pub fn files(&self) -> &[PathBuf] {
+        match self {
+            Weights::Safetensors(files) => files,
+            Weights::Pickle(file) => std::slice::from_ref(file),
+        }
+    }
+}
+
+/// The files that an index names, each once.
+fn shards(index: &Path) -> Result<Vec<PathBuf>, EncoderError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let refuse = |problem: String| EncoderError { path: index.to_owned(), problem };
+    let bytes = fs::read(index).map_err(|e| refuse(e.to_string()))?;
+    let Index { weight_map } =
+        serde_json::from_slice(&bytes).map_err(|e| refuse(format!("is not an index of safetensors shards: {e}")))?;
+    let names: BTreeSet<String> = weight_map.into_values().collect();
+    let beside = |name: String| match Path::new(&name).file_name() {
+        Some(file) if file == name.as_str() => Ok(index.with_file_name(file)),
+        _ => Err(refuse(format!("names the file '{name}', which is not beside it"))),
+    };
+    names.into_iter().map(beside).collect()
 }
 
 impl Encoder {
@@ -108,15 +171,9 @@ impl Encoder {
             }
             config.num_hidden_layers = layers;
         }
-        let encoder = Encoder { directory: directory.to_owned(), config };
+        let encoder = Encoder { directory: directory.to_owned(), config, weights: Weights::find(directory)? };
         encoder.check_vocabulary()?;
-        check_safetensors(&encoder.weights())?;
         Ok(encoder)
-    }
-
-    /// Its weights.
-    pub fn weights(&self) -> PathBuf {
-        self.directory.join("model.safetensors")
     }
 
     /// Its vocabulary, one token a line.
@@ -149,7 +206,11 @@ impl Encoder {
     /// # Errors
     /// A file cannot be read.
     pub fn weights_sha256(&self) -> Result<String, EncoderError> {
-        Ok(digest::of_bytes(format!("{} {}", sum(&self.directory.join("config.json"))?, sum(&self.weights())?)))
+        let mut sums = vec![sum(&self.directory.join("config.json"))?];
+        for file in self.weights.files() {
+            sums.push(sum(file)?);
+        }
+        Ok(digest::of_bytes(sums.join(" ")))
     }
 
     fn check_vocabulary(&self) -> Result<(), EncoderError> {
@@ -245,6 +306,29 @@ mod tests {
         fs::write(dir.path().join("model.safetensors"), weights).unwrap();
         change(dir.path());
         Encoder::inspect(dir.path(), None, 32)
+    }
+
+    #[test]
+    fn weights_may_be_sharded_or_pickled() {
+        let files = |change: &dyn Fn(&Path)| {
+            let encoder = directory(change)?;
+            let name = |p: &PathBuf| p.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok::<_, EncoderError>(encoder.weights.files().iter().map(name).collect::<Vec<_>>())
+        };
+        let shard = |d: &Path, second: &str| {
+            fs::copy(d.join("model.safetensors"), d.join("b.safetensors")).unwrap();
+            fs::rename(d.join("model.safetensors"), d.join("a.safetensors")).unwrap();
+            let index = format!(
+                r#"{{"metadata":{{}},"weight_map":{{"x":"a.safetensors","y":"{second}","z":"a.safetensors"}}}}"#
+            );
+            fs::write(d.join("model.safetensors.index.json"), index).unwrap();
+        };
+        assert_eq!(files(&|d| shard(d, "b.safetensors")).unwrap(), ["a.safetensors", "b.safetensors"]);
+        assert!(files(&|d| shard(d, "../b.safetensors")).unwrap_err().problem.contains("not beside it"));
+        assert!(files(&|d| shard(d, "c.safetensors")).unwrap_err().path.ends_with("c.safetensors"));
+        let pickled = |d: &Path| fs::rename(d.join("model.safetensors"), d.join("pytorch_model.bin")).unwrap();
+        assert_eq!(files(&pickled).unwrap(), ["pytorch_model.bin"]);
+        assert!(files(&|d| fs::remove_file(d.join("model.safetensors")).unwrap()).is_err());
     }
 
     #[test]

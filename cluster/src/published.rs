@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::config::RegressionOutput;
 use crate::task::{Kind, Task};
 
 /// Files that turn text into tokens; they travel with every model, as far as the encoder has them.
@@ -22,16 +23,19 @@ pub struct PublishedHead {
     pub labels: Vec<String>,
     /// Smallest and largest score; none for classification.
     pub range: Option<[f64; 2]>,
+    /// What becomes of its output before it is a score on the 0–1 scale; none for classification.
+    #[serde(default)]
+    pub output: Option<RegressionOutput>,
 }
 
 impl PublishedHead {
-    /// The head of a task.
-    pub fn of(task: &Task) -> PublishedHead {
-        let range = match task.kind {
-            Kind::Regression { min, max } => Some([min, max]),
-            Kind::Classification { .. } => None,
+    /// The head of a task; `output` is for regression.
+    pub fn of(task: &Task, output: RegressionOutput) -> PublishedHead {
+        let (range, output) = match task.kind {
+            Kind::Regression { min, max } => (Some([min, max]), Some(output)),
+            Kind::Classification { .. } => (None, None),
         };
-        PublishedHead { task: task.name.clone(), labels: task.kind.output_names(), range }
+        PublishedHead { task: task.name.clone(), labels: task.kind.output_names(), range, output }
     }
 }
 
@@ -64,7 +68,7 @@ mod tests {
     use super::*;
 
     fn head(task: &str) -> PublishedHead {
-        PublishedHead { task: task.into(), labels: vec!["no".into(), "yes".into()], range: None }
+        PublishedHead { task: task.into(), labels: vec!["no".into(), "yes".into()], range: None, output: None }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use bam_cluster::config::{self, Override, Recipe};
 use bam_cluster::encoder::Encoder;
 use bam_cluster::plan::{Plan, TaskSize};
 use bam_cluster::task::{self, Task};
+use bam_cluster::teacher::TaskModel;
 
 use crate::cli::RecipeArguments;
 
@@ -43,6 +44,13 @@ impl Project {
             sizes.push(TaskSize { task: task.name.clone(), train: examples.train.len(), dev: examples.dev.len() });
             sources.push(examples.source_sha256);
             warnings.extend(skipped_rows(&task.name, examples.skipped));
+        }
+        for (name, given) in &recipe.distill.teachers {
+            for (task, teacher) in
+                tasks.iter().filter(|t| t.name == *name).flat_map(|t| given.0.iter().map(move |g| (t, g)))
+            {
+                TaskModel::inspect(teacher, task, &encoder.vocabulary(), recipe.model.max_length)?;
+            }
         }
         let plan = Plan::derive(&recipe, &sizes);
         Ok(Project { recipe, encoder, tasks, sources, plan, warnings })

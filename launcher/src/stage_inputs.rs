@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bam_cluster::config::Recipe;
 use bam_cluster::digest;
-use bam_cluster::encoder::EncoderError;
+use bam_cluster::encoder::{Encoder, EncoderError};
 use bam_cluster::plan::{LogitsStage, Plan, Stage, StageWork, TrainStage};
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::Sums;
@@ -18,6 +18,8 @@ pub struct StageInputs<'a> {
     project: &'a Project,
     vocabulary: String,
     encoder: String,
+    /// Weights of teachers that are not trained here, by directory.
+    given: BTreeMap<PathBuf, String>,
     /// Outputs of the stages that are complete, by stage.
     made: BTreeMap<String, Sums>,
 }
@@ -35,10 +37,16 @@ impl<'a> StageInputs<'a> {
     /// Before the first stage.
     ///
     /// # Errors
-    /// The encoder's files cannot be read.
+    /// The files of the encoder or of a given teacher cannot be read.
     pub fn new(project: &'a Project) -> Result<Self, EncoderError> {
+        let mut given = BTreeMap::new();
+        for teacher in project.recipe.distill.teachers.values().flat_map(|t| &t.0) {
+            let sum = Encoder::inspect(&teacher.path, None, 1)?.weights_sha256()?;
+            given.insert(teacher.path.clone(), sum);
+        }
         Ok(StageInputs {
             project,
+            given,
             vocabulary: project.encoder.vocabulary_sha256()?,
             encoder: project.encoder.weights_sha256()?,
             made: BTreeMap::new(),
@@ -85,14 +93,18 @@ impl<'a> StageInputs<'a> {
             }
         }
         for teacher in &train.teachers {
-            self.copy(run, "logits", &teacher.task, format!("logits {}", teacher.task), inputs)?;
+            let made = teacher.logits_key();
+            self.copy(run, &teacher.logits, &made, format!("logits {made}"), inputs)?;
         }
         Ok(())
     }
 
     fn logits(&self, run: &RunDir, logits: &LogitsStage, inputs: &mut Sums) -> Result<(), MissingProduct> {
         for teacher in &logits.teachers {
-            self.copy(run, &teacher.stage, "model", format!("model {}", teacher.stage), inputs)?;
+            match &teacher.given {
+                None => self.copy(run, &teacher.name, "model", format!("model {}", teacher.name), inputs)?,
+                Some(given) => drop(inputs.insert(given.input_name(), self.given[&given.path].clone())),
+            }
             let data = format!("{}-train", teacher.task);
             self.copy(run, "prepare", &data, format!("data {data}"), inputs)?;
         }
@@ -130,7 +142,7 @@ pub fn check_products(run: &RunDir, plan: &Plan, stage: &Stage) -> Result<(), Mi
         }
         StageWork::Train(_) => vec![run.model(&stage.name).join("model.safetensors"), run.scores(&stage.name)],
         StageWork::Logits(logits) => {
-            logits.teachers.iter().map(|t| run.logits(&t.stage, &t.task).join("manifest.json")).collect()
+            logits.teachers.iter().map(|t| run.logits(&t.name, &t.task).join("manifest.json")).collect()
         }
     };
     match products.into_iter().find(|p| !p.exists()) {

@@ -19,6 +19,8 @@ pub struct Recipe {
     pub single: String,
     /// `train.multi`.
     pub multi: String,
+    /// `distill`.
+    pub distill: String,
     /// `checkpoint`.
     pub checkpoint: String,
     /// `cluster`.
@@ -36,6 +38,7 @@ impl Recipe {
             data: String::new(),
             single: "epochs: 2, batch_size: 16, learning_rate: 0.002".into(),
             multi: "epochs: 3, batch_size: 16, learning_rate: 0.002".into(),
+            distill: String::new(),
             checkpoint: "every_steps: 20, keep: 2".into(),
             cluster: "processes: 2, deadline: 60".into(),
         }
@@ -68,6 +71,7 @@ impl Recipe {
             line(format_args!("    - {task}"));
         }
         line(format_args!("train:\n  single: {{ {} }}\n  multi: {{ {} }}", self.single, self.multi));
+        line(format_args!("distill: {{ {} }}", self.distill));
         line(format_args!("checkpoint: {{ {} }}\ncluster: {{ {} }}", self.checkpoint, self.cluster));
         text
     }

@@ -15,3 +15,4 @@ pub mod stage;
 pub mod telemetry;
 pub mod tensor_memory;
 pub mod train;
+pub mod weights;

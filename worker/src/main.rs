@@ -17,7 +17,7 @@ use bam_worker::comm::MpiWorld;
 use bam_worker::control::Control;
 use bam_worker::data::{TokenFileError, TokenizeError};
 use bam_worker::session::Session;
-use bam_worker::snapshot::SnapshotError;
+use bam_worker::weights::WeightsError;
 use bam_worker::{stage, telemetry};
 use clap::Parser;
 
@@ -90,7 +90,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
             || e.is::<LogitsError>()
             || e.is::<TokenFileError>()
             || e.is::<TokenizeError>()
-            || e.is::<SnapshotError>()
+            || e.is::<WeightsError>()
             || matches!(e.downcast_ref(), Some(CheckpointError::Damaged { .. }))
     };
     if any(&|e| e.is::<ConfigError>()) {

@@ -2,87 +2,54 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use bam_cluster::encoder::Weights;
+use safetensors::tensor::{Dtype, View};
 
 use crate::model::{Init, Parameters};
 use crate::optim::Optimizer;
+use crate::weights::{WeightStore, WeightsError};
 
-/// A weights file that does not fit.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    /// It cannot be read or written.
-    #[error("{path}: {problem}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What went wrong.
-        problem: String,
-    },
-    /// A tensor is not in it.
-    #[error(
-        "{path}: there is no tensor '{name}'\n  the file must hold a BERT encoder with pooler under Hugging Face's names (with or without 'bert.')"
-    )]
-    Missing {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-    },
-    /// A tensor has another shape.
-    #[error(
-        "{path}: tensor '{name}' has shape {found:?}, but the model needs {expected:?}\n  take config.json and model.safetensors from the same model"
-    )]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// As in the file.
-        found: Vec<usize>,
-        /// As the model needs it.
-        expected: Vec<i64>,
-    },
-    /// A tensor's numbers are of a kind that is not read here.
-    #[error("{path}: tensor '{name}' is stored as {kind:?}; F32, F16 and BF16 are read")]
-    Kind {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// As in the file.
-        kind: Dtype,
-    },
-}
-
-/// Which tensors of a file are wanted, and under which names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reading {
-    /// Only what is pretrained; names may lack `bert.` and may be of TensorFlow's days (`gamma`, `beta`).
-    Encoder,
-    /// Everything, as this program writes it; the file may hold more heads.
-    Whole,
-}
-
-/// Reads parameters from a safetensors file into place.
+/// Reads the pretrained part of a model: an encoder under Hugging Face's names, with or without `bert.`, of today or of
+/// TensorFlow's days (`gamma`, `beta`). Heads keep their values, and so does the pooler if the encoder has none; returns
+/// whether it has one.
 ///
 /// # Errors
-/// The file is damaged, or lacks a tensor of the right shape.
-pub fn read_parameters(path: &Path, parameters: &mut Parameters, reading: Reading) -> Result<(), SnapshotError> {
-    let bytes = read(path)?;
-    let file = parse(path, &bytes)?;
+/// The files are damaged, or lack a tensor of the right shape.
+pub fn read_encoder(weights: &Weights, parameters: &mut Parameters) -> Result<bool, WeightsError> {
+    let store = WeightStore::open(weights)?;
+    let has_pooler = store.has(&names("bert.pooler.dense.weight"));
+    read(&store, parameters, |init| match init {
+        Init::Pretrained => true,
+        Init::PretrainedPooler => has_pooler,
+        Init::TruncatedNormal | Init::Zero => false,
+    })?;
+    Ok(has_pooler)
+}
+
+/// Reads a whole model: one that this program wrote, or Hugging Face's `BertForSequenceClassification` for a single head.
+/// There may be more heads than are wanted.
+///
+/// # Errors
+/// The files are damaged, or lack a tensor of the right shape.
+pub fn read_model(weights: &Weights, parameters: &mut Parameters) -> Result<(), WeightsError> {
+    read(&WeightStore::open(weights)?, parameters, |_| true)
+}
+
+fn read(store: &WeightStore, parameters: &mut Parameters, wanted: impl Fn(Init) -> bool) -> Result<(), WeightsError> {
     let specs = parameters.specs().to_vec();
     let ranges = parameters.ranges().to_vec();
     let values = parameters.values_mut();
-    for (spec, range) in specs.iter().zip(ranges) {
-        if reading == Reading::Encoder && spec.init != Init::Pretrained {
-            continue;
-        }
-        let names = if reading == Reading::Encoder { aliases(&spec.name) } else { whole_model_names(&spec.name) };
-        read_tensor(path, &file, &names, &spec.shape, &mut values[range])?;
+    for (spec, range) in specs.iter().zip(ranges).filter(|(spec, _)| wanted(spec.init)) {
+        store.read(&names(&spec.name), &spec.shape, &mut values[range])?;
     }
     Ok(())
+}
+
+/// One safetensors file.
+pub fn one_file(path: &Path) -> Weights {
+    Weights::Safetensors(vec![path.to_owned()])
 }
 
 /// Writes all parameters. A single head is named `classifier`, as Hugging Face's `BertForSequenceClassification`
@@ -90,7 +57,7 @@ pub fn read_parameters(path: &Path, parameters: &mut Parameters, reading: Readin
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_parameters(path: &Path, parameters: &mut Parameters, single_head: bool) -> Result<(), SnapshotError> {
+pub fn write_parameters(path: &Path, parameters: &mut Parameters, single_head: bool) -> Result<(), WeightsError> {
     let specs = parameters.specs().to_vec();
     let ranges = parameters.ranges().to_vec();
     let values = &*parameters.values_mut();
@@ -108,7 +75,7 @@ const SECOND: &str = "second_moment.";
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_moments(path: &Path, parameters: &Parameters, optimizer: &Optimizer) -> Result<(), SnapshotError> {
+pub fn write_moments(path: &Path, parameters: &Parameters, optimizer: &Optimizer) -> Result<(), WeightsError> {
     let (first, second) = optimizer.moments();
     let mut tensors = Vec::new();
     for (spec, range) in parameters.specs().iter().zip(parameters.ranges()) {
@@ -125,13 +92,12 @@ pub fn write_moments(path: &Path, parameters: &Parameters, optimizer: &Optimizer
 ///
 /// # Errors
 /// The file is damaged, or of another model.
-pub fn read_moments(path: &Path, parameters: &Parameters, optimizer: &mut Optimizer) -> Result<(), SnapshotError> {
-    let bytes = read(path)?;
-    let file = parse(path, &bytes)?;
+pub fn read_moments(path: &Path, parameters: &Parameters, optimizer: &mut Optimizer) -> Result<(), WeightsError> {
+    let store = WeightStore::open(&one_file(path))?;
     let (first, second) = optimizer.moments_mut();
     for (spec, range) in parameters.specs().iter().zip(parameters.ranges()) {
         for (prefix, moments) in [(FIRST, &mut *first), (SECOND, &mut *second)] {
-            read_tensor(path, &file, &[format!("{prefix}{}", spec.name)], &spec.shape, &mut moments[range.clone()])?;
+            store.read(&[format!("{prefix}{}", spec.name)], &spec.shape, &mut moments[range.clone()])?;
         }
     }
     Ok(())
@@ -144,56 +110,13 @@ fn single_head_name(name: &str) -> String {
     }
 }
 
-fn whole_model_names(name: &str) -> Vec<String> {
-    vec![name.to_owned(), single_head_name(name)]
-}
-
-/// The names under which a pretrained tensor may be found.
-fn aliases(name: &str) -> Vec<String> {
+/// The names under which a tensor may be found, the best first.
+fn names(name: &str) -> Vec<String> {
     let bare = name.strip_prefix("bert.").unwrap_or(name);
     let old = |n: &str| n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
-    vec![name.to_owned(), bare.to_owned(), old(name), old(bare)]
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, SnapshotError> {
-    std::fs::read(path).map_err(|e| SnapshotError::Io { path: path.to_owned(), problem: e.to_string() })
-}
-
-fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>, SnapshotError> {
-    SafeTensors::deserialize(bytes).map_err(|e| SnapshotError::Io {
-        path: path.to_owned(),
-        problem: format!("is no whole safetensors file: {e}\n  fetch or copy it again"),
-    })
-}
-
-fn read_tensor(
-    path: &Path,
-    file: &SafeTensors,
-    names: &[String],
-    shape: &[i64],
-    into: &mut [f32],
-) -> Result<(), SnapshotError> {
-    let found = names.iter().find_map(|n| file.tensor(n).ok());
-    let name = names.first().cloned().unwrap_or_default();
-    let tensor = found.ok_or_else(|| SnapshotError::Missing { path: path.to_owned(), name: name.clone() })?;
-    if !tensor.shape().iter().map(|&n| n as i64).eq(shape.iter().copied()) {
-        let (found, expected) = (tensor.shape().to_vec(), shape.to_vec());
-        return Err(SnapshotError::Shape { path: path.to_owned(), name, found, expected });
-    }
-    let data = tensor.data();
-    match tensor.dtype() {
-        Dtype::F32 => convert(data, into, f32::from_le_bytes),
-        Dtype::F16 => convert(data, into, |b| half::f16::from_le_bytes(b).to_f32()),
-        Dtype::BF16 => convert(data, into, |b| half::bf16::from_le_bytes(b).to_f32()),
-        kind => return Err(SnapshotError::Kind { path: path.to_owned(), name, kind }),
-    }
-    Ok(())
-}
-
-fn convert<const N: usize>(data: &[u8], into: &mut [f32], f: impl Fn([u8; N]) -> f32) {
-    for (value, bytes) in into.iter_mut().zip(data.as_chunks::<N>().0) {
-        *value = f(*bytes);
-    }
+    let mut names = vec![name.to_owned(), bare.to_owned(), old(name), old(bare), single_head_name(name)];
+    names.dedup();
+    names
 }
 
 /// A tensor to write.
@@ -221,11 +144,11 @@ impl View for Floats<'_> {
     }
 }
 
-fn write(path: &Path, tensors: Vec<(String, Floats)>) -> Result<(), SnapshotError> {
+fn write(path: &Path, tensors: Vec<(String, Floats)>) -> Result<(), WeightsError> {
     // Hugging Face's readers refuse files without this note.
     let note = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(tensors, Some(note), path)
-        .map_err(|e| SnapshotError::Io { path: path.to_owned(), problem: e.to_string() })
+        .map_err(|e| WeightsError::Io { path: path.to_owned(), problem: e.to_string() })
 }
 
 #[cfg(test)]
@@ -244,11 +167,12 @@ mod tests {
         let mut p = Parameters::new(
             vec![
                 spec("bert.embeddings.LayerNorm.weight", &[2], Init::Pretrained),
+                spec("bert.pooler.dense.weight", &[1], Init::PretrainedPooler),
                 spec("classifiers.rte.weight", &[1, 2], Init::Zero),
             ],
             0,
         );
-        p.values_mut().copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
+        p.values_mut().copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0]);
         p
     }
 
@@ -260,23 +184,26 @@ mod tests {
             write_parameters(&path, &mut parameters(), single).unwrap();
             let mut read = parameters();
             read.values_mut().fill(0.0);
-            read_parameters(&path, &mut read, Reading::Whole).unwrap();
-            assert_eq!(read.values_mut(), [1.0, 2.0, 3.0, 4.0]);
+            read_model(&one_file(&path), &mut read).unwrap();
+            assert_eq!(read.values_mut(), [1.0, 2.0, 3.0, 4.0, 5.0]);
         }
     }
 
     #[test]
-    fn encoders_may_have_bare_and_old_names_and_half_precision() {
+    fn encoders_may_have_bare_and_old_names_and_no_pooler() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.safetensors");
-        let values: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
-        let tensor = safetensors::tensor::TensorView::new(Dtype::F16, vec![2], &values).unwrap();
-        safetensors::serialize_to_file([("embeddings.LayerNorm.gamma", tensor)], None, &path).unwrap();
+        let floats = |values: &'static [f32]| Floats { shape: vec![values.len()], values };
+        let norm = || ("embeddings.LayerNorm.gamma".to_owned(), floats(&[1.5, -2.0]));
         let mut p = parameters();
-        read_parameters(&path, &mut p, Reading::Encoder).unwrap();
-        assert_eq!(p.values_mut(), [1.5, -2.0, 3.0, 4.0]);
-        let missing = read_parameters(&path, &mut p, Reading::Whole).unwrap_err();
-        assert!(matches!(missing, SnapshotError::Missing { .. }), "{missing}");
+        write(&path, vec![norm()]).unwrap();
+        assert!(!read_encoder(&one_file(&path), &mut p).unwrap());
+        assert_eq!(p.values_mut(), [1.5, -2.0, 3.0, 4.0, 5.0]);
+        write(&path, vec![norm(), ("pooler.dense.weight".to_owned(), floats(&[7.0]))]).unwrap();
+        assert!(read_encoder(&one_file(&path), &mut p).unwrap());
+        assert_eq!(p.values_mut(), [1.5, -2.0, 7.0, 4.0, 5.0]);
+        let missing = read_model(&one_file(&path), &mut p).unwrap_err();
+        assert!(matches!(missing, WeightsError::Missing { .. }), "{missing}");
     }
 
     #[test]
@@ -286,8 +213,8 @@ mod tests {
         let p = parameters();
         let spans = crate::optim::spans(p.specs(), p.ranges(), 1, 0.9, 0.01);
         let mut written = Optimizer::new(OptimizerKind::BertAdam, spans.clone());
-        written.moments_mut().0.copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
-        written.moments_mut().1.copy_from_slice(&[5.0, 6.0, 7.0, 8.0]);
+        written.moments_mut().0.copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 4.5]);
+        written.moments_mut().1.copy_from_slice(&[5.0, 6.0, 7.0, 8.0, 9.0]);
         write_moments(&path, &p, &written).unwrap();
         let mut read = Optimizer::new(OptimizerKind::BertAdam, spans);
         read_moments(&path, &p, &mut read).unwrap();

@@ -105,7 +105,10 @@ fn apply(tree: &mut Value, change: &Override) -> Result<(), ConfigError> {
 /// Whether a key holds a path.
 fn is_path(keys: &[String]) -> bool {
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    matches!(keys[..], ["model", "path"] | ["data", "glue"] | ["data", "tasks", _, "train" | "dev"])
+    matches!(
+        keys[..],
+        ["model", "path"] | ["data", "glue"] | ["data", "tasks", _, "train" | "dev"] | ["distill", "teachers", _]
+    )
 }
 
 fn make_paths_absolute(recipe: &mut Recipe, base: &Path) {
@@ -116,6 +119,9 @@ fn make_paths_absolute(recipe: &mut Recipe, base: &Path) {
             own.train = absolute(&own.train, base);
             own.dev = own.dev.take().map(|p| absolute(&p, base));
         }
+    }
+    for teacher in recipe.distill.teachers.values_mut().flat_map(|given| &mut given.0) {
+        teacher.path = absolute(&teacher.path, base);
     }
 }
 
@@ -194,6 +200,7 @@ mod tests {
         let recipe = load_text(SMALL, &[]).unwrap();
         let spread = Recipe {
             cluster: super::super::ClusterSection { processes: 9, ..recipe.cluster.clone() },
+            trials: 5,
             ..recipe.clone()
         };
         assert_eq!(spread.identity(), recipe.identity());

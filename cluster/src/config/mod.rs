@@ -1,6 +1,7 @@
 //! Recipes: the YAML that describes a run, checked and completed with defaults. `load` is the way in.
 
 mod error;
+mod given_teacher;
 mod load;
 mod schema;
 mod task_entry;
@@ -8,6 +9,7 @@ mod train;
 mod validate;
 
 pub use error::ConfigError;
+pub use given_teacher::{GivenTeacher, GivenTeachers};
 pub use load::{Override, load, load_resolved};
 pub use schema::{
     Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, Layout, Mode, ModelSection, Recipe,

@@ -1,9 +1,11 @@
 //! The typed shape of a recipe, with every default. Field docs are what a user of a recipe needs to know.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::given_teacher::GivenTeachers;
 use super::task_entry::TaskEntry;
 use super::train::TrainSection;
 use crate::digest;
@@ -21,6 +23,9 @@ pub struct Recipe {
     /// Everything random follows from it.
     #[serde(default = "one")]
     pub seed: u64,
+    /// How often everything is trained, each time with the next seed; results are medians.
+    #[serde(default = "one")]
+    pub trials: u64,
     /// The encoder to start from.
     pub model: ModelSection,
     /// The tasks and where their examples are.
@@ -177,11 +182,25 @@ pub struct Distill {
     pub constant: Option<f64>,
     /// What teachers' logits are divided by before they become probabilities; above 1 they are less sure. 1 in BAM.
     pub temperature: f64,
+    /// How many teachers are trained for the same task, each with another seed. The student learns from the mean of their
+    /// predictions. 1 in BAM.
+    pub ensemble: usize,
+    /// Teachers that are there already and are not trained, by task; several of one task are an ensemble.
+    pub teachers: BTreeMap<String, GivenTeachers>,
+    /// Whether all trials learn from the teachers of the first.
+    pub share_teachers: bool,
 }
 
 impl Default for Distill {
     fn default() -> Self {
-        Distill { annealing: Annealing::Linear, constant: None, temperature: 1.0 }
+        Distill {
+            annealing: Annealing::Linear,
+            constant: None,
+            temperature: 1.0,
+            ensemble: 1,
+            teachers: BTreeMap::new(),
+            share_teachers: false,
+        }
     }
 }
 
@@ -283,9 +302,11 @@ impl Recipe {
         self.data.tasks.iter().filter_map(resolve).collect()
     }
 
-    /// Hash of all that decides what is learnt. Where it runs and how often it saves is not part of it.
+    /// Hash of all that decides what is learnt. Where it runs, how often it saves and how many trials are made of it is
+    /// not part of it.
     pub fn identity(&self) -> String {
         digest::of_json(&Recipe {
+            trials: 1,
             checkpoint: CheckpointSection::default(),
             cluster: ClusterSection::default(),
             ..self.clone()

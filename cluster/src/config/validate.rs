@@ -30,6 +30,7 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
         check_training(recipe, "train.fine_tune", settings)?;
     }
     check_distill(recipe)?;
+    require(recipe.trials > 0, "trials", "must be at least 1")?;
     require((0.0..=1.0).contains(&recipe.sampling.exponent), "sampling.exponent", "must lie between 0 and 1")?;
     require(recipe.checkpoint.every_steps > 0, "checkpoint.every_steps", "must be at least 1")?;
     require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be at least 1")?;
@@ -178,6 +179,14 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
 fn check_distill(recipe: &Recipe) -> Checked {
     let temperature = recipe.distill.temperature;
     require(temperature > 0.0 && temperature.is_finite(), "distill.temperature", "must be above 0")?;
+    require(recipe.distill.ensemble > 0, "distill.ensemble", "must be at least 1")?;
+    let known: Vec<&str> = recipe.data.tasks.iter().map(TaskEntry::name).collect();
+    for (task, given) in &recipe.distill.teachers {
+        let key = format!("distill.teachers.{task}");
+        require(known.contains(&task.as_str()), &key, &format!("is no task of this recipe ({})", known.join(", ")))?;
+        require(!given.0.is_empty(), &key, "name at least one directory, or leave the task out")?;
+        require(recipe.mode.teachers().is_some(), &key, "mode 'single' and 'multi' have no teachers")?;
+    }
     match (recipe.distill.annealing, recipe.distill.constant) {
         (Annealing::Linear, None) => Ok(()),
         (Annealing::Linear, Some(_)) => {

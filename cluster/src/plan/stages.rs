@@ -1,11 +1,16 @@
 //! The stages of a run, in order, each with everything that decides its outcome.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::mixture::Mixture;
 use super::schedule::Schedule;
-use crate::config::{Annealing, Breadth, Mode, Recipe, TrainSettings};
+use crate::config::{Annealing, Breadth, GivenTeacher, GivenTeachers, Mode, Recipe, TrainSettings};
 use crate::digest;
+
+/// Base of the names of stages that run teachers.
+const LOGITS: &str = "logits";
 
 /// How many examples a task has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +72,8 @@ pub struct TrainStage {
     pub schedule: Schedule,
     /// How often each task is drawn, and what its losses weigh.
     pub mixture: Mixture,
+    /// Which of the recipe's trials it belongs to, from 1.
+    pub trial: u64,
     /// Seed of data order, head initialisation and dropout in this stage.
     pub seed: u64,
     /// Who teaches each task; empty: gold labels alone.
@@ -77,13 +84,25 @@ pub struct TrainStage {
     pub start: Option<String>,
 }
 
-/// A task and the stage whose model teaches it.
+/// A model that teaches a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Teacher {
     /// The task taught.
     pub task: String,
-    /// The stage that trained the teacher.
-    pub stage: String,
+    /// Unique among the teachers of a task, with the stage that trains the model if there is one; names
+    /// `logits/NAME/TASK`.
+    pub name: String,
+    /// The stage that runs it over the task's training data.
+    pub logits: String,
+    /// The model, if no stage trains it.
+    pub given: Option<GivenTeacher>,
+}
+
+impl Teacher {
+    /// What its logits are called among the products of the stage that makes them.
+    pub fn logits_key(&self) -> String {
+        format!("{} by {}", self.task, self.name)
+    }
 }
 
 /// Teachers to run over the training data of the tasks they teach.
@@ -96,29 +115,26 @@ pub struct LogitsStage {
 impl Plan {
     /// Derives the run from a recipe and the sizes of its tasks (in the recipe's order).
     pub fn derive(recipe: &Recipe, tasks: &[TaskSize]) -> Plan {
-        let mode = recipe.mode;
         let mut stages = vec![Stage { name: "prepare".into(), work: StageWork::Prepare }];
-        let mut teachers = vec![];
-        if let Some(breadth) = mode.teachers() {
-            let models = models(recipe, tasks, breadth, "teacher", &[]);
-            teachers = teachers_of(&models);
-            stages.extend(models);
-            let work = StageWork::Logits(LogitsStage { teachers: teachers.clone() });
-            stages.push(Stage { name: "logits".into(), work });
-        }
-        let role = match mode {
-            Mode::Single => "single",
-            Mode::Multi => "multi",
-            Mode::SingleToSingle | Mode::MultiToMulti | Mode::SingleToMulti => "student",
-        };
-        stages.extend(models(recipe, tasks, mode.students(), role, &teachers));
-        if let Some(settings) = &recipe.train.fine_tune {
-            for size in tasks {
-                let name = format!("fine-tuned-{}", size.task);
-                let mut train = train_stage(recipe, &name, std::slice::from_ref(size), settings, vec![]);
-                train.start = Some(role.to_owned());
-                stages.push(Stage { name, work: StageWork::Train(train) });
+        let mut shared: Vec<Teacher> = vec![];
+        for number in 1..=recipe.trials {
+            let trial = Trial { recipe, tasks, number };
+            let mut teachers = given_teachers(recipe);
+            if recipe.distill.share_teachers && number > 1 {
+                teachers.clone_from(&shared);
+            } else if let Some(breadth) = recipe.mode.teachers() {
+                let trained = trial.teachers(breadth);
+                teachers.extend(teachers_of(&trained, &trial, &recipe.distill.teachers));
+                stages.extend(trained);
+                // Given teachers answer the same in every trial.
+                let to_run = teachers.iter().filter(|t| number == 1 || t.given.is_none());
+                let work = LogitsStage { teachers: to_run.cloned().collect() };
+                if !work.teachers.is_empty() {
+                    stages.push(Stage { name: trial.name(LOGITS), work: StageWork::Logits(work) });
+                }
+                shared.clone_from(&teachers);
             }
+            stages.extend(trial.students(&teachers));
         }
         Plan { recipe: recipe.identity(), tasks: tasks.to_vec(), stages }
     }
@@ -141,68 +157,133 @@ impl TrainStage {
     }
 }
 
-/// The stages that train models in one role: one of all tasks, or one for each.
-fn models(recipe: &Recipe, tasks: &[TaskSize], breadth: Breadth, role: &str, teachers: &[Teacher]) -> Vec<Stage> {
-    let settings = recipe.train.of(breadth);
-    let stage = |name: String, learnt: &[TaskSize]| {
-        let taught = |t: &&Teacher| learnt.iter().any(|l| l.task == t.task);
-        let teachers = teachers.iter().filter(taught).cloned().collect();
-        let work = StageWork::Train(train_stage(recipe, &name, learnt, settings, teachers));
-        Stage { name, work }
+/// The teachers that are there already, in the order of the tasks.
+fn given_teachers(recipe: &Recipe) -> Vec<Teacher> {
+    let of_task = |(task, given): (&String, &GivenTeachers)| {
+        let teacher = |(i, given): (usize, &GivenTeacher)| Teacher {
+            task: task.clone(),
+            name: format!("given-{}", i + 1),
+            logits: LOGITS.to_owned(),
+            given: Some(given.clone()),
+        };
+        given.0.iter().enumerate().map(teacher).collect::<Vec<_>>()
     };
-    match breadth {
-        Breadth::Multi => vec![stage(role.to_owned(), tasks)],
-        Breadth::Single => tasks.iter().map(|t| stage(format!("{role}-{}", t.task), std::slice::from_ref(t))).collect(),
-    }
+    recipe.distill.teachers.iter().flat_map(of_task).collect()
 }
 
-/// Each task with the stage that learns it.
-fn teachers_of(models: &[Stage]) -> Vec<Teacher> {
-    let tasks_of = |stage: &Stage| match &stage.work {
-        StageWork::Train(train) => train.tasks.clone(),
+/// Each task with every stage that learns it, but for tasks whose teachers are given.
+fn teachers_of(models: &[Stage], trial: &Trial, given: &BTreeMap<String, GivenTeachers>) -> Vec<Teacher> {
+    let of_stage = |stage: &Stage| match &stage.work {
+        StageWork::Train(train) => train.tasks.iter().map(|task| (task.clone(), stage.name.clone())).collect(),
         StageWork::Prepare | StageWork::Logits(_) => vec![],
     };
-    let teacher = |stage: &Stage| {
-        let name = stage.name.clone();
-        tasks_of(stage).into_iter().map(move |task| Teacher { task, stage: name.clone() })
-    };
-    models.iter().flat_map(teacher).collect()
+    let taught = models.iter().flat_map(of_stage).filter(|(task, _)| !given.contains_key(task));
+    taught.map(|(task, name)| Teacher { task, name, logits: trial.name(LOGITS), given: None }).collect()
 }
 
-fn train_stage(
-    recipe: &Recipe,
-    name: &str,
-    sizes: &[TaskSize],
-    settings: &TrainSettings,
-    teachers: Vec<Teacher>,
-) -> TrainStage {
-    let counts: Vec<usize> = sizes.iter().map(|s| s.train).collect();
-    let mixture = Mixture::of(&recipe.sampling, &counts);
-    let steps_per_epoch = mixture.examples_per_epoch(&counts).div_ceil(settings.batch_size as u64);
-    let total_steps = steps_per_epoch * settings.epochs;
-    let tasks: Vec<String> = sizes.iter().map(|s| s.task.clone()).collect();
-    let constant_lambda = match (teachers.is_empty(), recipe.distill.annealing) {
-        (true, _) => Some(1.0),
-        (false, Annealing::Constant) => recipe.distill.constant,
-        (false, Annealing::Linear) => None,
-    };
-    TrainStage {
-        layerwise_decay: settings.layerwise_decay.of(&tasks),
-        tasks,
-        sizes: counts,
-        steps_per_epoch,
-        schedule: Schedule {
-            total_steps,
-            warmup_steps: (settings.warmup * total_steps as f64).floor() as u64,
-            base_rate: settings.peak_rate(),
-            constant_lambda,
-        },
-        settings: settings.clone(),
-        mixture,
-        seed: digest::seed_u64(&["stage", &recipe.seed.to_string(), name]),
-        teachers,
-        temperature: recipe.distill.temperature,
-        start: None,
+/// One of the times that everything is trained.
+struct Trial<'a> {
+    recipe: &'a Recipe,
+    tasks: &'a [TaskSize],
+    /// From 1.
+    number: u64,
+}
+
+impl Trial<'_> {
+    /// A stage's name: the first trial's have no addition, so that one trial looks as if there were no such thing.
+    fn name(&self, base: &str) -> String {
+        if self.number == 1 { base.to_owned() } else { format!("{base}@{}", self.number) }
+    }
+
+    /// The trainings of all teachers that are not given, each task's one after another.
+    fn teachers(&self, breadth: Breadth) -> Vec<Stage> {
+        let given = &self.recipe.distill.teachers;
+        let untaught: Vec<TaskSize> = self.tasks.iter().filter(|t| !given.contains_key(&t.task)).cloned().collect();
+        let learnt = if breadth == Breadth::Multi && !untaught.is_empty() { self.tasks } else { &untaught };
+        // Task names have no dot, so that a second 'rte' is never mistaken for a task 'rte-2'.
+        let ending = |member: usize| if member == 1 { String::new() } else { format!(".{member}") };
+        let members = (1..=self.recipe.distill.ensemble).map(ending);
+        members.flat_map(|ending| self.models(learnt, breadth, "teacher", &ending, &[])).collect()
+    }
+
+    /// The last models, and what is trained on from them.
+    fn students(&self, teachers: &[Teacher]) -> Vec<Stage> {
+        let role = match self.recipe.mode {
+            Mode::Single => "single",
+            Mode::Multi => "multi",
+            Mode::SingleToSingle | Mode::MultiToMulti | Mode::SingleToMulti => "student",
+        };
+        let mut stages = self.models(self.tasks, self.recipe.mode.students(), role, "", teachers);
+        if let Some(settings) = &self.recipe.train.fine_tune {
+            let tuned = |size: &TaskSize| {
+                let base = format!("fine-tuned-{}", size.task);
+                let mut train = self.training(&base, std::slice::from_ref(size), settings, vec![]);
+                train.start = Some(self.name(role));
+                Stage { name: self.name(&base), work: StageWork::Train(train) }
+            };
+            stages.extend(self.tasks.iter().map(tuned));
+        }
+        stages
+    }
+
+    /// The stages that train models in one role: one of all tasks, or one for each.
+    fn models(
+        &self,
+        tasks: &[TaskSize],
+        breadth: Breadth,
+        role: &str,
+        ending: &str,
+        teachers: &[Teacher],
+    ) -> Vec<Stage> {
+        let settings = self.recipe.train.of(breadth);
+        let stage = |base: String, learnt: &[TaskSize]| {
+            let taught = |t: &&Teacher| learnt.iter().any(|l| l.task == t.task);
+            let teachers = teachers.iter().filter(taught).cloned().collect();
+            let work = StageWork::Train(self.training(&base, learnt, settings, teachers));
+            Stage { name: self.name(&base), work }
+        };
+        match breadth {
+            Breadth::Multi if tasks.is_empty() => vec![],
+            Breadth::Multi => vec![stage(format!("{role}{ending}"), tasks)],
+            Breadth::Single => {
+                tasks.iter().map(|t| stage(format!("{role}-{}{ending}", t.task), std::slice::from_ref(t))).collect()
+            }
+        }
+    }
+
+    fn training(&self, base: &str, sizes: &[TaskSize], settings: &TrainSettings, teachers: Vec<Teacher>) -> TrainStage {
+        let recipe = self.recipe;
+        let counts: Vec<usize> = sizes.iter().map(|s| s.train).collect();
+        let mixture = Mixture::of(&recipe.sampling, &counts);
+        let steps_per_epoch = mixture.examples_per_epoch(&counts).div_ceil(settings.batch_size as u64);
+        let total_steps = steps_per_epoch * settings.epochs;
+        let tasks: Vec<String> = sizes.iter().map(|s| s.task.clone()).collect();
+        let constant_lambda = match (teachers.is_empty(), recipe.distill.annealing) {
+            (true, _) => Some(1.0),
+            (false, Annealing::Constant) => recipe.distill.constant,
+            (false, Annealing::Linear) => None,
+        };
+        // Trial k of seed s is what a run with seed s + k − 1 trains.
+        let seed = recipe.seed.wrapping_add(self.number - 1);
+        TrainStage {
+            layerwise_decay: settings.layerwise_decay.of(&tasks),
+            tasks,
+            sizes: counts,
+            steps_per_epoch,
+            schedule: Schedule {
+                total_steps,
+                warmup_steps: (settings.warmup * total_steps as f64).floor() as u64,
+                base_rate: settings.peak_rate(),
+                constant_lambda,
+            },
+            settings: settings.clone(),
+            mixture,
+            trial: self.number,
+            seed: digest::seed_u64(&["stage", &seed.to_string(), base]),
+            teachers,
+            temperature: recipe.distill.temperature,
+            start: None,
+        }
     }
 }
 
@@ -240,12 +321,53 @@ mod tests {
     fn each_student_has_the_teachers_of_its_own_tasks() {
         let taught = |mode: &str, stage: &str| {
             let teachers = training(&plan(mode), stage).teachers;
-            teachers.into_iter().map(|t| format!("{} by {}", t.task, t.stage)).collect::<Vec<_>>()
+            teachers.into_iter().map(|t| format!("{} by {}", t.task, t.name)).collect::<Vec<_>>()
         };
         assert_eq!(taught("single-to-single", "student-rte"), ["rte by teacher-rte"]);
         assert_eq!(taught("multi-to-multi", "student"), ["cola by teacher", "rte by teacher"]);
         assert_eq!(taught("single-to-multi", "student"), ["cola by teacher-cola", "rte by teacher-rte"]);
         assert!(taught("single-to-multi", "teacher-rte").is_empty());
+    }
+
+    #[test]
+    fn an_ensemble_has_a_training_for_each_member_with_a_seed_of_its_own() {
+        let plan = plan("single-to-multi\ndistill: { ensemble: 2 }");
+        let expected = ["teacher-cola", "teacher-rte", "teacher-cola.2", "teacher-rte.2", "logits", "student"];
+        assert_eq!(names(&plan)[1..], expected);
+        assert_ne!(training(&plan, "teacher-rte").seed, training(&plan, "teacher-rte.2").seed);
+        let teachers = training(&plan, "student").teachers;
+        assert_eq!(teachers.iter().filter(|t| t.task == "rte").count(), 2);
+    }
+
+    #[test]
+    fn given_teachers_are_not_trained() {
+        let plan_of = |mode: &str, given: &str| plan(&format!("{mode}\ndistill: {{ teachers: {{ {given} }} }}"));
+        let one = plan_of("single-to-multi", "rte: [/a, /b]");
+        assert_eq!(names(&one)[1..], ["teacher-cola", "logits", "student"]);
+        let teachers = training(&one, "student").teachers;
+        let said: Vec<_> = teachers.iter().map(|t| (t.task.as_str(), t.name.as_str(), t.given.is_some())).collect();
+        assert_eq!(said, [("rte", "given-1", true), ("rte", "given-2", true), ("cola", "teacher-cola", false)]);
+        assert_eq!(names(&plan_of("multi-to-multi", "rte: /a, cola: /a"))[1..], ["logits", "student"]);
+        let some = plan_of("multi-to-multi", "rte: /a");
+        assert_eq!(names(&some)[1..], ["teacher", "logits", "student"]);
+        assert_eq!(training(&some, "teacher").tasks, ["cola", "rte"]);
+    }
+
+    #[test]
+    fn a_trial_is_a_run_with_the_next_seed() {
+        let two = plan("single-to-single\ntrials: 2\ndistill: { teachers: { cola: /a } }");
+        let second = ["teacher-rte@2", "logits@2", "student-cola@2", "student-rte@2"];
+        assert_eq!(names(&two)[5..], second);
+        let next = plan("single-to-single\nseed: 2\ndistill: { teachers: { cola: /a } }");
+        let (again, alone) = (training(&two, "student-rte@2"), training(&next, "student-rte"));
+        assert_eq!((again.seed, again.trial, alone.trial), (alone.seed, 2, 1));
+        assert_eq!((again.teachers[0].name.as_str(), again.teachers[0].logits.as_str()), ("teacher-rte@2", "logits@2"));
+        assert_eq!(training(&two, "student-cola@2").teachers[0].logits, "logits");
+        let shared = plan("single-to-multi\ntrials: 3\ndistill: { share_teachers: true }");
+        assert_eq!(names(&shared)[3..], ["logits", "student", "student@2", "student@3"]);
+        assert_eq!(training(&shared, "student@3").teachers, training(&shared, "student").teachers);
+        let tuned = training(&plan("multi\ntrials: 2\ntrain: { fine_tune: {} }"), "fine-tuned-rte@2");
+        assert_eq!(tuned.start.as_deref(), Some("multi@2"));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The contract of teacher logits: who wrote them, from what, and that they are complete before anybody learns from
 //! them (invariant 6). The numbers themselves are in HDF5 shards, which the worker reads and writes.
 
+mod given;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::digest::short;
 use crate::files;
 use crate::run_dir::RunDir;
+
+pub use given::{Scale, TaskModel};
 
 /// Version of the shards' layout; also an attribute of every shard.
 pub const FORMAT_VERSION: u32 = 1;
@@ -92,7 +96,10 @@ pub enum LogitsError {
 /// What helps against bad logits in a file of `RUN/logits/TEACHER/TASK`.
 fn remedy(path: &Path) -> String {
     let run = RunDir::new(path.ancestors().nth(4).unwrap_or(Path::new(".")));
-    format!("\n  remove {} and run again: the logits stage makes them anew", run.stage("logits").display())
+    let teacher = path.ancestors().nth(2).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    // Each trial's teachers are run by a stage of that trial.
+    let stage = teacher.split_once('@').map_or("logits".to_owned(), |(_, trial)| format!("logits@{trial}"));
+    format!("\n  remove {} and run again: the logits stage makes them anew", run.stage(&stage).display())
 }
 
 /// File name of one shard.
@@ -194,6 +201,9 @@ mod tests {
         let path = PathBuf::from("runs/x/logits/teacher-rte/rte/shard-00000-of-00002.h5");
         let message = LogitsError::Damaged { path, problem: "is damaged".into() }.to_string();
         assert!(message.contains("remove runs/x/stages/logits and run again"), "{message}");
+        let path = PathBuf::from("runs/x/logits/teacher-rte@2/rte/manifest.json");
+        let message = LogitsError::Missing { path }.to_string();
+        assert!(message.contains("remove runs/x/stages/logits@2 and run again"), "{message}");
     }
 
     #[test]

@@ -155,7 +155,7 @@ fn teaching_stages(plan: &Plan) -> BTreeSet<&str> {
         StageWork::Logits(logits) => Some(&logits.teachers),
         StageWork::Prepare | StageWork::Train(_) => None,
     });
-    teachers.flatten().map(|t| t.stage.as_str()).collect()
+    teachers.flatten().filter(|t| t.given.is_none()).map(|t| t.name.as_str()).collect()
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: std::path::PathBuf) -> anyhow::Result<Option<T>> {

@@ -92,7 +92,7 @@ impl Rank {
                 logits
                     .teachers
                     .iter()
-                    .map(|t| (t.task.clone(), self.run.logits(&t.stage, &t.task).join("manifest.json"))),
+                    .map(|t| (t.logits_key(), self.run.logits(&t.name, &t.task).join("manifest.json"))),
             ),
             StageWork::Train(train) => match self.train() {
                 Outcome::Finished { .. } => self.publish(&train.tasks),

@@ -89,7 +89,7 @@ fn append(set: &mut TokenSet, example: &Example, tokenizer: &Tokenizer) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use bam_cluster::encoder::Encoder;
+    use bam_cluster::encoder::{Encoder, Weights};
     use bam_cluster::task::{Selection, glue_task, read_examples};
 
     use super::*;
@@ -104,6 +104,7 @@ mod tests {
                     "intermediate_size":4,"max_position_embeddings":16}"#,
             )
             .unwrap(),
+            weights: Weights::Safetensors(vec![]),
         };
         std::fs::write(dir.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\nc\nd\n").unwrap();
         std::fs::create_dir(dir.path().join("RTE")).unwrap();

@@ -219,7 +219,7 @@ fn check(tokenizer: &tokenizers::Tokenizer, vocabulary: &Vocabulary, embeddings:
 
 #[cfg(test)]
 mod tests {
-    use bam_cluster::encoder::EncoderConfig;
+    use bam_cluster::encoder::{EncoderConfig, Weights};
     use proptest::prelude::*;
     use tokenizers::{PaddingParams, PaddingStrategy, TruncationParams};
 
@@ -231,7 +231,7 @@ mod tests {
         let shape = r#"{"vocab_size":12,"hidden_size":4,"num_hidden_layers":1,"num_attention_heads":1,
             "intermediate_size":4,"max_position_embeddings":16}"#;
         let config: EncoderConfig = serde_json::from_str(shape).unwrap();
-        Encoder { directory: directory.to_owned(), config }
+        Encoder { directory: directory.to_owned(), config, weights: Weights::Safetensors(vec![]) }
     }
 
     fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {

@@ -46,11 +46,18 @@ impl Parameters {
     pub fn initialise(&mut self, seed: u64) {
         tch::manual_seed(seed as i64);
         let _no_grad = tch::no_grad_guard();
-        for (spec, leaf) in self.specs.iter().zip(&mut self.leaves) {
-            match spec.init {
-                Init::Pretrained => {}
-                Init::TruncatedNormal => leaf.copy_(&truncated_normal(&spec.shape, 0.02)),
-                Init::Zero => _ = leaf.zero_(),
+        let is_pooler = |spec: &ParameterSpec| spec.init == Init::PretrainedPooler;
+        // The pooler comes last, so that heads start from the same values whether it is pretrained or not.
+        for pooler in [false, true] {
+            for (spec, leaf) in self.specs.iter().zip(&mut self.leaves).filter(|(s, _)| is_pooler(s) == pooler) {
+                match spec.init {
+                    Init::Pretrained => {}
+                    Init::PretrainedPooler if spec.name.ends_with("bias") => _ = leaf.zero_(),
+                    Init::TruncatedNormal | Init::PretrainedPooler => {
+                        leaf.copy_(&truncated_normal(&spec.shape, 0.02));
+                    }
+                    Init::Zero => _ = leaf.zero_(),
+                }
             }
         }
     }

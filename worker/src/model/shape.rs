@@ -29,6 +29,8 @@ pub struct ParameterSpec {
 pub enum Init {
     /// The pretrained encoder.
     Pretrained,
+    /// The pretrained encoder; where it has no pooler, as a head's.
+    PretrainedPooler,
     /// Truncated normal, standard deviation 0.02.
     TruncatedNormal,
     /// Zero.
@@ -85,6 +87,7 @@ struct Specs(Vec<ParameterSpec>);
 impl Specs {
     fn add(&mut self, depth: usize, name: String, shape: &[usize]) {
         let init = match (name.starts_with("classifiers."), name.ends_with("bias")) {
+            (false, _) if name.starts_with("bert.pooler.") => Init::PretrainedPooler,
             (false, _) => Init::Pretrained,
             (true, false) => Init::TruncatedNormal,
             (true, true) => Init::Zero,

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use bam_cluster::config::{GivenTeacher, RegressionOutput};
 use bam_cluster::plan::{LogitsStage, Teacher};
 use bam_cluster::protocol::{FromRank, Outcome};
 use bam_cluster::stage_record::Sums;
-use bam_cluster::task::Task;
-use bam_cluster::teacher::{FORMAT_VERSION, LogitsManifest, Provenance, Shard, shard_name};
+use bam_cluster::task::{Kind, Task};
+use bam_cluster::teacher::{FORMAT_VERSION, LogitsManifest, Provenance, Scale, Shard, TaskModel, shard_name};
 use bam_cluster::{digest, files};
 
 use super::publish::{check_model, load};
@@ -28,7 +29,7 @@ pub(super) fn run(session: &Session, stage: &LogitsStage) -> Result<Outcome> {
     let mut progress = Progress { done: 0, total: sets.iter().map(|s| s.len() as u64).sum() };
     let mut made = Sums::new();
     for (teacher, set) in stage.teachers.iter().zip(&sets) {
-        made.insert(teacher.task.clone(), one_teacher(session, teacher, set, &mut progress)?);
+        made.insert(teacher.logits_key(), one_teacher(session, teacher, set, &mut progress)?);
         // All ranks stop at the same teacher, or none does.
         let wish = session.world.broadcast("stop", 0, vec![u8::from(session.control.stop_requested())])?;
         if wish == [1] && made.len() < stage.teachers.len() {
@@ -54,19 +55,80 @@ fn provenance(session: &Session, task: &Task, set: &TokenSet, teacher_sha256: &s
     })
 }
 
+/// A teacher's model, and the SHA-256 that its logits carry.
+fn find(session: &Session, teacher: &Teacher, task: &Task) -> Result<(TaskModel, String)> {
+    let vocabulary = session.encoder.vocabulary();
+    let look = |given: &GivenTeacher| TaskModel::inspect(given, task, &vocabulary, session.recipe.model.max_length);
+    match &teacher.given {
+        Some(given) => {
+            let found = look(given)?;
+            let sum = found.encoder.weights_sha256()?;
+            Ok((found, sum))
+        }
+        None => {
+            let directory = session.run.model(&teacher.name);
+            let weights = directory.join("model.safetensors");
+            let sum = digest::of_file(&weights).with_context(|| weights.display().to_string())?;
+            Ok((look(&GivenTeacher { path: directory, labels: None })?, sum))
+        }
+    }
+}
+
+/// A head's outputs as this run's heads would give them: classes in the task's order, scores before `output`.
+fn in_the_tasks_terms(raw: &[f32], model: &TaskModel, kind: &Kind, output: RegressionOutput) -> Vec<f32> {
+    match *kind {
+        Kind::Classification { .. } => {
+            raw.chunks(model.columns.len()).flat_map(|row| model.columns.iter().map(|&c| row[c])).collect()
+        }
+        Kind::Regression { .. } if model.scale == Scale::Unit(output) => raw.to_vec(),
+        Kind::Regression { min, max } => raw.iter().map(|&r| before(output, unit(r, model.scale, min, max))).collect(),
+    }
+}
+
+/// A score on the 0–1 scale.
+fn unit(raw: f32, scale: Scale, min: f64, max: f64) -> f64 {
+    let raw = f64::from(raw);
+    match scale {
+        Scale::Unit(RegressionOutput::Sigmoid) => 1.0 / (1.0 + (-raw).exp()),
+        Scale::Unit(RegressionOutput::Linear) => raw,
+        Scale::Own => (raw - min) / (max - min),
+    }
+}
+
+/// What becomes `unit` after `output`. A sigmoid reaches neither 0 nor 1; a teacher that goes beyond comes next to them.
+fn before(output: RegressionOutput, unit: f64) -> f32 {
+    const NEXT_TO: f64 = 1e-4;
+    match output {
+        RegressionOutput::Linear => unit as f32,
+        RegressionOutput::Sigmoid => {
+            let p = unit.clamp(NEXT_TO, 1.0 - NEXT_TO);
+            (p / (1.0 - p)).ln() as f32
+        }
+    }
+}
+
 /// Computes and publishes the logits of one teacher; returns the SHA-256 of their manifest.
 fn one_teacher(session: &Session, teacher: &Teacher, set: &TokenSet, progress: &mut Progress) -> Result<String> {
     let task = session.task(&teacher.task)?;
-    let sum = check_model(session, &teacher.stage)?;
+    let (found, sum) = find(session, teacher, task)?;
+    match &teacher.given {
+        None => check_model(session, &teacher.name)?,
+        Some(given) => ensure!(
+            sum == session.input(&given.input_name())?,
+            "{}: the teacher was changed while the run was starting; run again",
+            given.path.display()
+        ),
+    }
     let provenance = provenance(session, task, set, &sum)?;
-    let (model, head) = load(&session.run.model(&teacher.stage), task)?;
+    let model = load(&found, task)?;
     let size = session.world.size();
     let mine = share(set, session.world.rank(), size);
-    let logits = outputs(&model, head, set, &mine, session.recipe.cluster.layout, |n| {
+    let raw = outputs(&model, 0, set, &mine, session.recipe.cluster.layout, |n| {
         progress.done += (n * size) as u64;
         let done = progress.done.min(progress.total);
         session.tell(&FromRank::Progress { done, total: progress.total })
     })?;
+    let logits = in_the_tasks_terms(&raw, &found, &task.kind, session.recipe.model.regression_output);
     let ids: Vec<u64> = mine.iter().map(|&i| set.example_ids[i]).collect();
     publish_shards(session, teacher, set, &provenance, &ids, &logits)
 }
@@ -80,7 +142,7 @@ fn publish_shards(
     logits: &[f32],
 ) -> Result<String> {
     let (rank, size) = (session.world.rank(), session.world.size());
-    let target = session.run.logits(&teacher.stage, &teacher.task);
+    let target = session.run.logits(&teacher.name, &teacher.task);
     let aside = target.with_extension(format!("draft-{}", session.fence.incarnation()));
     fs::create_dir_all(&aside).with_context(|| aside.display().to_string())?;
     let own = write_shard(&aside.join(shard_name(rank, size)), provenance, ids, logits)?;
@@ -119,17 +181,32 @@ pub(super) fn read_teacher_logits(
     task: &Task,
     set: &TokenSet,
 ) -> Result<Vec<f32>> {
-    let directory = session.run.logits(&teacher.stage, &teacher.task);
+    let directory = session.run.logits(&teacher.name, &teacher.task);
     let manifest = directory.join("manifest.json");
     let sum = digest::of_file(&manifest).with_context(|| manifest.display().to_string())?;
     ensure!(
-        sum == session.input(&format!("logits {}", task.name))?,
+        sum == session.input(&format!("logits {}", teacher.logits_key()))?,
         "{}: was changed after the logits were made; remove {} and run again",
         manifest.display(),
-        session.run.stage("logits").display()
+        session.run.stage(&teacher.logits).display()
     );
-    let weights = session.run.model(&teacher.stage).join("model.safetensors");
-    let teacher_sha256 = digest::of_file(&weights).with_context(|| weights.display().to_string())?;
+    let (_, teacher_sha256) = find(session, teacher, task)?;
     let expected = provenance(session, task, set, &teacher_sha256)?;
     Ok(read_logits(&directory, &expected, &set.example_ids)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_keep_their_meaning_whatever_they_are_made_of() {
+        let (sigmoid, linear) = (RegressionOutput::Sigmoid, RegressionOutput::Linear);
+        // 4 of 0–5 is 0.8, and ln 4 before a sigmoid.
+        assert!((before(sigmoid, unit(4.0, Scale::Own, 0.0, 5.0)) - 4f32.ln()).abs() < 1e-6);
+        assert!((before(linear, unit(4.0, Scale::Own, 0.0, 5.0)) - 0.8).abs() < 1e-6);
+        assert!((unit(before(sigmoid, 0.3), Scale::Unit(sigmoid), 0.0, 5.0) - 0.3).abs() < 1e-6);
+        assert!(before(sigmoid, unit(5.5, Scale::Own, 0.0, 5.0)).is_finite());
+        assert_eq!(unit(0.25, Scale::Unit(linear), 0.0, 5.0), 0.25);
+    }
 }

@@ -3,29 +3,23 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, ensure};
-use bam_cluster::checkpoint::Fence;
-use bam_cluster::encoder::Encoder;
-use bam_cluster::published::{PublishedHead, TOKENIZER_FILES, describe_heads, heads_of};
+use anyhow::{Context, Result, ensure};
+use bam_cluster::published::{PublishedHead, TOKENIZER_FILES, describe_heads};
 use bam_cluster::task::Task;
+use bam_cluster::teacher::TaskModel;
 use bam_cluster::{digest, files};
 use serde_json::{Value, json};
 
 use crate::model::{Bert, Head};
 use crate::session::Session;
-use crate::snapshot::{Reading, read_parameters, write_parameters};
+use crate::snapshot::{read_model, write_parameters};
 
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
 
 /// Writes `model` to `directory` and returns the SHA-256 of its weights.
-pub(super) fn publish(
-    model: &mut Bert,
-    tasks: &[&Task],
-    encoder: &Encoder,
-    directory: &Path,
-    fence: &Fence,
-) -> Result<String> {
+pub(super) fn publish(session: &Session, model: &mut Bert, tasks: &[&Task], directory: &Path) -> Result<String> {
+    let (encoder, fence) = (&session.encoder, &session.fence);
     let context = || format!("publishing the model to {}", directory.display());
     let aside = directory.with_extension(format!("draft-{}", fence.incarnation()));
     if aside.exists() {
@@ -33,7 +27,7 @@ pub(super) fn publish(
     }
     fs::create_dir_all(&aside).with_context(context)?;
     write_parameters(&aside.join(WEIGHTS), model.parameters_mut(), tasks.len() == 1).with_context(context)?;
-    let config = config(model, tasks, &encoder.directory)?;
+    let config = config(session, model, tasks)?;
     files::write_json(&aside.join(CONFIG), &config).with_context(context)?;
     for name in TOKENIZER_FILES {
         let from = encoder.directory.join(name);
@@ -54,11 +48,11 @@ pub(super) fn publish(
     Ok(sum)
 }
 
-/// SHA-256 of the weights that an earlier stage of this run published, proved to be those that the launcher knows.
+/// Proves that the weights that an earlier stage of this run published are those that the launcher knows.
 ///
 /// # Errors
 /// They are missing, or were changed since.
-pub(super) fn check_model(session: &Session, stage: &str) -> Result<String> {
+pub(super) fn check_model(session: &Session, stage: &str) -> Result<()> {
     let weights = session.run.model(stage).join(WEIGHTS);
     let sum = digest::of_file(&weights).with_context(|| weights.display().to_string())?;
     ensure!(
@@ -67,37 +61,30 @@ pub(super) fn check_model(session: &Session, stage: &str) -> Result<String> {
         weights.display(),
         session.run.stage(stage).display()
     );
-    Ok(sum)
+    Ok(())
 }
 
-/// Reads a published model, and which of its heads is the one of `task`.
+/// Reads a model with the one head of `task`.
 ///
 /// # Errors
-/// A file is missing or damaged, or the model has no head with the task's labels.
-pub(super) fn load(directory: &Path, task: &Task) -> Result<(Bert, usize)> {
-    let encoder = Encoder::inspect(directory, None, 1)?;
-    let path = directory.join(CONFIG);
-    let config: Value = files::read_json(&path).with_context(|| path.display().to_string())?.unwrap_or_default();
-    let published = heads_of(&config).map_err(|problem| anyhow!("{}: {problem}", path.display()))?;
-    let head = published.iter().position(|h| h.task == task.name && h.labels == task.kind.output_names());
-    let head = head.with_context(|| {
-        format!("{}: there is no head for task '{}' with its labels in bam_heads", path.display(), task.name)
-    })?;
-    let heads = published.into_iter().map(|h| Head { outputs: h.labels.len(), task: h.task }).collect();
-    let mut model = Bert::new(encoder.config.clone(), heads, 0);
-    read_parameters(&encoder.weights(), model.parameters_mut(), Reading::Whole)?;
-    Ok((model, head))
+/// A file is damaged.
+pub(super) fn load(found: &TaskModel, task: &Task) -> Result<Bert> {
+    let head = Head { task: task.name.clone(), outputs: task.kind.outputs() };
+    let mut model = Bert::new(found.encoder.config.clone(), vec![head], 0);
+    read_model(&found.encoder.weights, model.parameters_mut())?;
+    Ok(model)
 }
 
 /// The encoder's own config.json with what this model adds.
-fn config(model: &Bert, tasks: &[&Task], encoder: &Path) -> Result<Value> {
-    let original = encoder.join(CONFIG);
+fn config(session: &Session, model: &Bert, tasks: &[&Task]) -> Result<Value> {
+    let original = session.encoder.directory.join(CONFIG);
     let text = fs::read(&original).with_context(|| original.display().to_string())?;
     let mut config: Value = serde_json::from_slice(&text)?;
     config["num_hidden_layers"] = json!(model.config().num_hidden_layers);
     config["hidden_dropout_prob"] = json!(model.config().hidden_dropout_prob);
     config["attention_probs_dropout_prob"] = json!(model.config().attention_probs_dropout_prob);
     config["model_type"] = json!("bert");
-    describe_heads(&mut config, &tasks.iter().map(|task| PublishedHead::of(task)).collect::<Vec<_>>());
+    let head = |task: &&Task| PublishedHead::of(task, session.recipe.model.regression_output);
+    describe_heads(&mut config, &tasks.iter().map(head).collect::<Vec<_>>());
     Ok(config)
 }

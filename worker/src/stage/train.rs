@@ -7,6 +7,7 @@ use bam_cluster::plan::TrainStage;
 use bam_cluster::protocol::{FromRank, Outcome};
 use bam_cluster::stage_record::{Scores, Sums};
 use bam_cluster::task::{Kind, Task};
+use tch::Tensor;
 
 use super::logits::read_teacher_logits;
 use super::publish::{check_model, publish};
@@ -14,8 +15,9 @@ use crate::data::{TokenFile, TokenSet};
 use crate::eval::{metrics::score, predict};
 use crate::gradient::tail_length;
 use crate::model::{Bert, Head};
+use crate::objective::teacher_predictions;
 use crate::session::Session;
-use crate::snapshot::{Reading, read_parameters};
+use crate::snapshot::{one_file, read_encoder, read_model};
 use crate::telemetry::Metrics;
 use crate::train::{LoopEnd, TrainTask, Trainer, train};
 
@@ -45,11 +47,25 @@ fn load_data(session: &Session, stage: &TrainStage, tasks: &[&Task]) -> Result<V
     for (task, size) in tasks.iter().zip(&stage.sizes) {
         let set = read_tokens(session, &task.name, "train")?;
         ensure!(set.len() == *size, "task '{}' has {} training examples, the plan says {size}", task.name, set.len());
-        let teacher = stage.teachers.iter().find(|t| t.task == task.name);
-        let teacher = teacher.map(|t| read_teacher_logits(session, t, task, &set)).transpose()?;
+        let teacher = teaching(session, stage, task, &set)?;
         data.push(TrainTask { kind: task.kind.clone(), set, teacher });
     }
     Ok(data)
+}
+
+/// What a task's teachers predict for all of `set` together: [examples, outputs]; nothing without teachers.
+fn teaching(session: &Session, stage: &TrainStage, task: &Task, set: &TokenSet) -> Result<Option<Vec<f32>>> {
+    let mut answers = vec![];
+    for teacher in stage.teachers.iter().filter(|t| t.task == task.name) {
+        let logits = read_teacher_logits(session, teacher, task, set)?;
+        answers.push(Tensor::from_slice(&logits).view([-1, task.kind.outputs() as i64]));
+    }
+    if answers.is_empty() {
+        return Ok(None);
+    }
+    let output = session.recipe.model.regression_output;
+    let together = teacher_predictions(&answers, task.kind.is_classification(), stage.temperature, output);
+    Ok(Some(Vec::try_from(together.flatten(0, -1))?))
 }
 
 /// One split of a task, checked against the sum that the launcher knows.
@@ -68,11 +84,16 @@ fn initial_model(session: &Session, stage: &TrainStage, tasks: &[&Task]) -> Resu
     let mut model = Bert::new(config, heads, tail_length(tasks.len()));
     model.parameters_mut().initialise(stage.seed);
     match &stage.start {
-        None => read_parameters(&session.encoder.weights(), model.parameters_mut(), Reading::Encoder)?,
+        None => {
+            if !read_encoder(&session.encoder.weights, model.parameters_mut())? {
+                let message = "the encoder has no pooler: it starts from random values, as the heads do".to_owned();
+                session.tell(&FromRank::Note { message })?;
+            }
+        }
         Some(start) => {
             check_model(session, start)?;
             let weights = session.run.model(start).join("model.safetensors");
-            read_parameters(&weights, model.parameters_mut(), Reading::Whole)?;
+            read_model(&one_file(&weights), model.parameters_mut())?;
         }
     }
     Ok(model)
@@ -98,7 +119,7 @@ fn finish(session: &Session, tasks: &[&Task], model: &mut Bert) -> Result<Outcom
     if session.is_first() {
         session.activity.phase("publishing");
         let directory = session.run.model(stage);
-        outputs.insert("model".to_owned(), publish(model, tasks, &session.encoder, &directory, &session.fence)?);
+        outputs.insert("model".to_owned(), publish(session, model, tasks, &directory)?);
         let path = session.run.scores(stage);
         files::write_json(&path, &scores).with_context(|| path.display().to_string())?;
     }

@@ -1,4 +1,4 @@
-//! Training examples in memory: tokens, gold labels and the teacher's outputs, by task.
+//! Training examples in memory: tokens, gold labels and the teachers' predictions, by task.
 
 use bam_cluster::task::Kind;
 
@@ -11,7 +11,7 @@ pub struct TrainTask {
     pub kind: Kind,
     /// Tokens, labels and ids.
     pub set: TokenSet,
-    /// The teacher's outputs, [examples, outputs] in the order of `set`.
+    /// The teachers' predictions, [examples, outputs] in the order of `set`.
     pub teacher: Option<Vec<f32>>,
 }
 
@@ -24,7 +24,7 @@ pub struct Item<'a> {
     pub sequence: Sequence<'a>,
     /// Class index, or score on the 0–1 scale.
     pub gold: f32,
-    /// The teacher's outputs.
+    /// The teachers' predictions.
     pub teacher: Option<&'a [f32]>,
 }
 

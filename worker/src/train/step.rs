@@ -19,8 +19,6 @@ pub struct Objective {
     pub divisor: f64,
     /// What becomes of a regression head's output.
     pub regression_output: RegressionOutput,
-    /// What teachers' logits are divided by.
-    pub temperature: f64,
 }
 
 /// Adds the gradient of Σ weight·loss / divisor over `items` to the model's gradients, and their losses to `tail`.
@@ -40,7 +38,7 @@ pub fn backward(model: &Bert, items: &[Item], objective: &Objective, lambda: f64
         let outputs = model.head(task, &pooled.index_select(0, &index));
         let targets = targets(&examples, kind.outputs());
         let losses = match kind {
-            Kind::Classification { .. } => cross_entropy(&outputs, &targets, lambda, objective.temperature),
+            Kind::Classification { .. } => cross_entropy(&outputs, &targets, lambda),
             Kind::Regression { .. } => squared_error(&outputs, &targets, lambda, objective.regression_output),
         };
         let sum = losses.sum(Element::Float);

@@ -17,7 +17,7 @@ use crate::gradient::{Tail, tail_length};
 use crate::model::Bert;
 use crate::optim::{Optimizer, spans};
 use crate::session::Session;
-use crate::snapshot::{Reading, read_moments, read_parameters, write_moments, write_parameters};
+use crate::snapshot::{one_file, read_model, read_moments, write_moments, write_parameters};
 
 /// A model in training.
 pub struct Trainer {
@@ -53,7 +53,6 @@ impl Trainer {
                 LossReduction::Sum => 1.0,
             },
             regression_output: recipe.model.regression_output,
-            temperature: stage.temperature,
         };
         let p = model.parameters();
         let layers = model.config().num_hidden_layers;
@@ -94,7 +93,7 @@ impl Trainer {
         let at = || path.display().to_string();
         ensure!(state.inputs == digest::of_json(&session.begin.inputs), "{}: was made from other inputs", at());
         ensure!(state.schedule == self.stage.schedule, "{}: was made under another schedule", at());
-        read_parameters(&path.join(MODEL), self.model.parameters_mut(), Reading::Whole)?;
+        read_model(&one_file(&path.join(MODEL)), self.model.parameters_mut())?;
         read_moments(&path.join(OPTIMIZER), self.model.parameters(), &mut self.optimizer)?;
         // The receipt is made anew from the data, so that it proves the order and does not only repeat it.
         while self.next_step < state.step {
