@@ -260,3 +260,16 @@ fn a_damaged_or_missing_teacher_is_noticed() {
     place.bam(arguments).expect(0);
     assert_eq!(run.weights_sha256("student"), whole.weights_sha256("student"));
 }
+
+#[test]
+fn a_training_that_diverges_names_step_task_and_examples_and_keeps_its_checkpoint() {
+    let place = Workplace::new();
+    let mut recipe = Recipe::of(&["cola", "mood"]);
+    recipe.mode = "multi".into();
+    recipe.multi = "epochs: 2, batch_size: 16, learning_rate: 1.0e+30, warmup: 0".into();
+    recipe.checkpoint = "every_steps: 1".into();
+    place.recipe("recipe.yaml", &recipe);
+    let words = ["diverged in step 1:", "not finite for task 'cola', example", "task 'mood', example", "learning rate"];
+    place.bam(["run", "recipe.yaml"]).finish().expect_error(1, &words);
+    assert_eq!(Run::new(place.at("runs/tiny")).checkpoints("multi").len(), 1);
+}

@@ -76,7 +76,7 @@ fn one_step(
     session.activity.phase("reduction");
     let tail = trainer.reduce(session.world.as_ref(), &tail)?;
     session.activity.phase("optimizer");
-    let norm = trainer.update(rate)?;
+    let norm = trainer.update(session.world.as_ref(), rate)?;
     session.activity.phase("between steps");
     let report = StepReport {
         step,

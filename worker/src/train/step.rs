@@ -21,12 +21,21 @@ pub struct Objective {
     pub regression_output: RegressionOutput,
 }
 
-/// Adds the gradient of Σ weight·loss / divisor over `items` to the model's gradients, and their losses to `tail`.
-pub fn backward(model: &Bert, items: &[Item], objective: &Objective, lambda: f64, layout: Layout, tail: &mut Tail) {
+/// Adds the gradient of Σ weight·loss / divisor over `items` to the model's gradients, and their losses to `tail`. Returns
+/// the items whose losses are not finite.
+pub fn backward(
+    model: &Bert,
+    items: &[Item],
+    objective: &Objective,
+    lambda: f64,
+    layout: Layout,
+    tail: &mut Tail,
+) -> Vec<usize> {
     let sequences: Vec<Sequence> = items.iter().map(|i| i.sequence).collect();
     let batch = Batch::new(&sequences, layout);
     let pooled = model.pooled(&batch, true);
     let mut total: Option<Tensor> = None;
+    let mut diverged = vec![];
     for (task, kind) in objective.kinds.iter().enumerate() {
         // Rows of the pooled output that belong to this task, and their examples.
         let rows: Vec<usize> = (0..items.len()).filter(|&row| items[batch.order()[row]].task == task).collect();
@@ -42,7 +51,12 @@ pub fn backward(model: &Bert, items: &[Item], objective: &Objective, lambda: f64
             Kind::Regression { .. } => squared_error(&outputs, &targets, lambda, objective.regression_output),
         };
         let sum = losses.sum(Element::Float);
-        tail.task_losses[task] += sum.double_value(&[]) as f32;
+        let task_loss = sum.double_value(&[]);
+        if !task_loss.is_finite() {
+            let is_finite = |row: usize| losses.double_value(&[row as i64]).is_finite();
+            diverged.extend((0..rows.len()).filter(|&i| !is_finite(i)).map(|i| batch.order()[rows[i]]));
+        }
+        tail.task_losses[task] += task_loss as f32;
         tail.task_counts[task] += rows.len() as f32;
         let part = sum * (objective.weights[task] / objective.divisor);
         total = Some(match total {
@@ -55,6 +69,7 @@ pub fn backward(model: &Bert, items: &[Item], objective: &Objective, lambda: f64
         tail.loss += total.double_value(&[]) as f32;
         total.backward();
     }
+    diverged
 }
 
 fn targets(examples: &[&Item], outputs: usize) -> Targets {

@@ -32,6 +32,8 @@ pub struct Trainer {
     next_step: u64,
     rank: usize,
     store: Store,
+    /// Task and example id of this rank's losses in the last step that are not finite.
+    diverged: Vec<(String, u64)>,
 }
 
 /// This rank's share of a global batch: micro-batches of drawn examples.
@@ -65,6 +67,7 @@ impl Trainer {
             receipt: Receipt::empty(),
             next_step: 0,
             rank: session.world.rank(),
+            diverged: vec![],
             store: Store::new(directory, recipe.checkpoint.keep, session.fence.clone()),
             stage,
             tasks,
@@ -172,6 +175,7 @@ impl Trainer {
     /// Gradients and losses of a share, with dropout masks that follow from seed, step, rank and micro-batch.
     pub fn differentiate(&mut self, share: &Share, lambda: f64) -> Tail {
         self.model.parameters_mut().zero_gradients();
+        self.diverged.clear();
         let mut tail = Tail::new(self.tasks.len());
         for (i, draws) in share.iter().enumerate() {
             let place = [self.stage.seed, self.next_step, self.rank as u64, i as u64].map(|n| n.to_string());
@@ -179,7 +183,10 @@ impl Trainer {
             tch::manual_seed(digest::seed_u64(&["dropout", seed, step, rank, micro]) as i64);
             let item = |d: &Draw| self.tasks[d.task as usize].item(d.task as usize, d.example as usize);
             let items: Vec<Item> = draws.iter().map(item).collect();
-            backward(&self.model, &items, &self.objective, lambda, self.layout, &mut tail);
+            for i in backward(&self.model, &items, &self.objective, lambda, self.layout, &mut tail) {
+                let (task, example) = (draws[i].task as usize, draws[i].example as usize);
+                self.diverged.push((self.stage.tasks[task].clone(), self.tasks[task].set.example_ids[example]));
+            }
         }
         tail
     }
@@ -199,15 +206,20 @@ impl Trainer {
     /// Clips and updates; returns the norm before clipping.
     ///
     /// # Errors
-    /// The gradient is not finite.
-    pub fn update(&mut self, rate: f64) -> Result<f64> {
+    /// The gradient is not finite; the error names the examples whose losses are not.
+    pub fn update(&mut self, world: &dyn Communicator, rate: f64) -> Result<f64> {
         let step = self.next_step - 1;
         let (values, gradients) = self.model.parameters_mut().values_and_gradients();
         let (scale, norm) = clip(gradients, self.stage.settings.clip_norm);
         if !norm.is_finite() {
+            // The reduced gradient is the same everywhere, so that all ranks come here.
+            let all = world.all_gather("examples that diverged", &serde_json::to_vec(&self.diverged)?)?;
+            let all: Vec<Vec<(String, u64)>> =
+                all.iter().map(|b| serde_json::from_slice(b)).collect::<Result<_, _>>()?;
             bail!(
-                "the gradient of step {step} is not finite: training has diverged\n  lower the learning rate or \
-                 lengthen the warm-up; the last checkpoint is from before"
+                "training has diverged in step {step}: {}\n  the last checkpoint is from before and is kept; lower the \
+                 learning rate or lengthen the warm-up, under another name (-o name=…)",
+                name_diverged(all.concat())
             );
         }
         self.optimizer.step(values, gradients, scale, rate, step);
@@ -248,5 +260,42 @@ impl Trainer {
         self.store.commit(draft, &[MODEL, OPTIMIZER], &state)?;
         let receipt = self.receipt.as_str().to_owned();
         session.tell(&FromRank::Checkpoint { step: self.next_step, receipt })
+    }
+}
+
+/// What is not finite, task by task with the ids of the first few examples.
+fn name_diverged(mut examples: Vec<(String, u64)>) -> String {
+    const NAMED: usize = 5;
+    if examples.is_empty() {
+        return "the gradient is not finite, although all losses are".to_owned();
+    }
+    examples.sort_unstable();
+    examples.dedup();
+    let of_task = |same: &[(String, u64)]| {
+        let ids: Vec<String> = same.iter().take(NAMED).map(|(_, id)| id.to_string()).collect();
+        let more = same.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let noun = if same.len() == 1 { "example" } else { "examples" };
+        format!("task '{}', {noun} {}{more}", same[0].0, ids.join(", "))
+    };
+    let tasks: Vec<String> = examples.chunk_by(|a, b| a.0 == b.0).map(of_task).collect();
+    format!("the loss is not finite for {}", tasks.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn diverged_examples_are_named_by_task() {
+        let of =
+            |examples: &[(&str, u64)]| name_diverged(examples.iter().map(|(t, i)| ((*t).to_owned(), *i)).collect());
+        assert_eq!(
+            of(&[("rte", 3), ("cola", 9), ("cola", 2), ("rte", 3)]),
+            "the loss is not finite for task 'cola', examples 2, 9; task 'rte', example 3"
+        );
+        let many: Vec<(&str, u64)> = (0..9).map(|i| ("rte", i)).collect();
+        assert!(of(&many).ends_with("examples 0, 1, 2, 3, 4 and 4 more"));
+        assert!(of(&[]).contains("although all losses are"));
     }
 }
