@@ -8,6 +8,7 @@ pub mod digest;
 pub mod encoder;
 pub mod exit_code;
 pub mod files;
+pub mod metrics;
 pub mod plan;
 pub mod protocol;
 pub mod published;

@@ -11,6 +11,7 @@ Examples:
   bam run configs/demo.yaml -n 2          the same again: go on where it stopped
   bam run configs/demo.yaml -o seed=2 -o name=demo-2
   bam report runs/demo                    the results again
+  bam report runs/a runs/b --tests        several runs in one table, and which differences are more than chance
   bam export runs/demo                    the student as one model per task, for transformers
 
 Exit codes:
@@ -75,8 +76,15 @@ pub struct RunArguments {
 /// `bam report`.
 #[derive(Debug, Args)]
 pub struct ReportArguments {
-    /// The run's directory, for example runs/demo
-    pub run_dir: PathBuf,
+    /// The run's directory, for example runs/demo; of several runs: one table with a line for each kind of models
+    #[arg(required = true, value_name = "RUN_DIR")]
+    pub run_dirs: Vec<PathBuf>,
+    /// Test every kind of models against Single and Multi
+    #[arg(long)]
+    pub tests: bool,
+    /// Show a line for each kind of models, as the paper's tables do, and the paper's own numbers
+    #[arg(long)]
+    pub published: bool,
 }
 
 #[cfg(test)]

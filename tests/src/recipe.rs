@@ -9,6 +9,8 @@ pub struct Recipe {
     pub name: String,
     /// `mode`.
     pub mode: String,
+    /// `trials`.
+    pub trials: usize,
     /// Entries of `data.tasks`: a GLUE name, or a mapping in braces.
     pub tasks: Vec<String>,
     /// Rest of `model`.
@@ -33,6 +35,7 @@ impl Recipe {
         Recipe {
             name: "tiny".into(),
             mode: "single-to-multi".into(),
+            trials: 1,
             tasks: tasks.iter().map(|t| Recipe::task(t)).collect(),
             model: "max_length: 40, dropout: 0".into(),
             data: String::new(),
@@ -59,7 +62,7 @@ impl Recipe {
 
     /// The recipe as a file's text.
     pub fn text(&self) -> String {
-        let mut text = format!("name: {}\nmode: {}\nseed: 5\n", self.name, self.mode);
+        let mut text = format!("name: {}\nmode: {}\nseed: 5\ntrials: {}\n", self.name, self.mode, self.trials);
         let mut line = |text_of_line: std::fmt::Arguments| writeln!(text, "{text_of_line}").unwrap();
         line(format_args!("model: {{ path: encoder, {} }}", self.model));
         line(format_args!("data:\n  glue: glue"));

@@ -10,7 +10,7 @@ mod slice;
 mod stages;
 
 pub use mixture::{Drawing, Mixture};
-pub use random::shuffled;
+pub use random::{Stream, shuffled};
 pub use receipt::Receipt;
 pub use sampling::{Draw, Sampler};
 pub use schedule::{Schedule, layer_multiplier};

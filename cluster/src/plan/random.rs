@@ -6,21 +6,21 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use crate::digest;
 
 /// A stream of random numbers, named by what it is for.
-pub(super) struct Stream(ChaCha8Rng);
+pub struct Stream(ChaCha8Rng);
 
 impl Stream {
     /// The stream that `parts` name.
-    pub(super) fn named(parts: &[&str]) -> Self {
+    pub fn named(parts: &[&str]) -> Self {
         Stream(ChaCha8Rng::from_seed(digest::seed(parts)))
     }
 
     /// Uniform in [0, 1), with 53 random bits.
-    pub(super) fn uniform(&mut self) -> f64 {
+    pub fn uniform(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Uniform in 0..n by rejection, so that no value is favoured. `n` is at least 1.
-    pub(super) fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         let limit = u64::MAX - u64::MAX % n;
         loop {
             let x = self.0.next_u64();

@@ -74,6 +74,8 @@ pub struct TrainStage {
     pub mixture: Mixture,
     /// Which of the recipe's trials it belongs to, from 1.
     pub trial: u64,
+    /// Which teacher of an ensemble it trains, from 1; 1 for all else.
+    pub member: usize,
     /// Seed of data order, head initialisation and dropout in this stage.
     pub seed: u64,
     /// Who teaches each task; empty: gold labels alone.
@@ -200,10 +202,8 @@ impl Trial<'_> {
         let given = &self.recipe.distill.teachers;
         let untaught: Vec<TaskSize> = self.tasks.iter().filter(|t| !given.contains_key(&t.task)).cloned().collect();
         let learnt = if breadth == Breadth::Multi && !untaught.is_empty() { self.tasks } else { &untaught };
-        // Task names have no dot, so that a second 'rte' is never mistaken for a task 'rte-2'.
-        let ending = |member: usize| if member == 1 { String::new() } else { format!(".{member}") };
-        let members = (1..=self.recipe.distill.ensemble).map(ending);
-        members.flat_map(|ending| self.models(learnt, breadth, "teacher", &ending, &[])).collect()
+        let members = 1..=self.recipe.distill.ensemble;
+        members.flat_map(|member| self.models(learnt, breadth, "teacher", member, &[])).collect()
     }
 
     /// The last models, and what is trained on from them.
@@ -213,7 +213,7 @@ impl Trial<'_> {
             Mode::Multi => "multi",
             Mode::SingleToSingle | Mode::MultiToMulti | Mode::SingleToMulti => "student",
         };
-        let mut stages = self.models(self.tasks, self.recipe.mode.students(), role, "", teachers);
+        let mut stages = self.models(self.tasks, self.recipe.mode.students(), role, 1, teachers);
         if let Some(settings) = &self.recipe.train.fine_tune {
             let tuned = |size: &TaskSize| {
                 let base = format!("fine-tuned-{}", size.task);
@@ -232,15 +232,17 @@ impl Trial<'_> {
         tasks: &[TaskSize],
         breadth: Breadth,
         role: &str,
-        ending: &str,
+        member: usize,
         teachers: &[Teacher],
     ) -> Vec<Stage> {
         let settings = self.recipe.train.of(breadth);
+        // Task names have no dot, so that a second 'rte' is never mistaken for a task 'rte-2'.
+        let ending = if member == 1 { String::new() } else { format!(".{member}") };
         let stage = |base: String, learnt: &[TaskSize]| {
             let taught = |t: &&Teacher| learnt.iter().any(|l| l.task == t.task);
             let teachers = teachers.iter().filter(taught).cloned().collect();
-            let work = StageWork::Train(self.training(&base, learnt, settings, teachers));
-            Stage { name: self.name(&base), work }
+            let train = TrainStage { member, ..self.training(&base, learnt, settings, teachers) };
+            Stage { name: self.name(&base), work: StageWork::Train(train) }
         };
         match breadth {
             Breadth::Multi if tasks.is_empty() => vec![],
@@ -279,6 +281,7 @@ impl Trial<'_> {
             settings: settings.clone(),
             mixture,
             trial: self.number,
+            member: 1,
             seed: digest::seed_u64(&["stage", &seed.to_string(), base]),
             teachers,
             temperature: recipe.distill.temperature,

@@ -85,6 +85,8 @@ pub enum Metric {
     Pearson,
     /// Spearman rank correlation, ties averaged.
     Spearman,
+    /// Mean squared error, on the task's own scale; less is better.
+    Mse,
 }
 
 impl Metric {
@@ -96,7 +98,13 @@ impl Metric {
             Metric::Matthews => "matthews",
             Metric::Pearson => "pearson",
             Metric::Spearman => "spearman",
+            Metric::Mse => "mse",
         }
+    }
+
+    /// Whether it is a share of the best there is, so that percents and averages of it make sense.
+    pub fn is_share(self) -> bool {
+        self != Metric::Mse
     }
 
     /// Whether the metric judges classes (else it judges numbers).

@@ -1,5 +1,7 @@
 //! `bam report`: the results of a run, finished or not, from its directory alone.
 
+use std::path::Path;
+
 use anyhow::Context;
 use bam_cluster::config;
 use bam_cluster::exit_code;
@@ -8,15 +10,29 @@ use bam_cluster::plan::Plan;
 use bam_cluster::run_dir::RunDir;
 
 use crate::cli::ReportArguments;
-use crate::report::{NotARun, Results};
+use crate::report::{Finished, NotARun, Results, render_comparison, render_tests};
 
-/// Prints a run's results.
+/// Prints the results of one run or several.
 pub fn run(arguments: &ReportArguments) -> anyhow::Result<u8> {
-    let run = RunDir::new(&arguments.run_dir);
+    let runs: Vec<Finished> = arguments.run_dirs.iter().map(|d| finished(d)).collect::<Result<_, _>>()?;
+    let mut text = match runs.as_slice() {
+        [only] if !arguments.published => only.results.render(),
+        all => render_comparison(all, arguments.published),
+    };
+    if arguments.tests {
+        text += &render_tests(&runs)?;
+    }
+    super::print(&text)?;
+    Ok(exit_code::DONE)
+}
+
+fn finished(directory: &Path) -> anyhow::Result<Finished> {
+    let run = RunDir::new(directory);
     let plan = plan_of(&run)?;
     let recipe = config::load_resolved(&run.recipe())?;
-    super::print(&Results::collect(&run, &recipe, &plan)?.render())?;
-    Ok(exit_code::DONE)
+    let results = Results::collect(&run, &recipe, &plan)?;
+    let kinds = recipe.tasks().into_iter().map(|task| (task.name, task.kind)).collect();
+    Ok(Finished { run, kinds, results })
 }
 
 /// The plan that a run follows.

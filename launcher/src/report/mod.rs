@@ -1,11 +1,16 @@
 //! The results of a run: collected from its stages' scores, shown as a table, written as JSON.
 
+mod comparison;
 mod layout;
+mod predictions;
+mod published;
 mod results;
+mod statistics;
 mod table;
 
 use std::path::PathBuf;
 
+pub use comparison::{Finished, render as render_comparison, tests as render_tests};
 pub use layout::plain_table;
 pub use results::Results;
 

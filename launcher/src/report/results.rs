@@ -8,7 +8,10 @@ use bam_cluster::files;
 use bam_cluster::plan::{Plan, StageWork, TrainStage};
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::{Scores, StageRecord};
+use bam_cluster::task::Metric;
 use serde_json::{Map, Value, json};
+
+use super::statistics::median;
 
 /// A run's results, as far as there are any.
 #[derive(Debug, Default)]
@@ -17,14 +20,34 @@ pub struct Results {
     pub name: String,
     /// Who taught whom.
     pub mode: Mode,
-    /// Kinds of models, in the order in which they are trained.
-    pub kinds: Vec<ModelKind>,
-    /// Of each task, the main metric first.
-    pub tasks: Vec<TaskResult>,
+    /// The tasks, with their metrics; the main one first.
+    pub tasks: Vec<(String, Vec<Metric>)>,
+    /// Models by kind, in the order in which they are trained.
+    pub columns: Vec<Column>,
     /// Of each complete stage.
     pub seconds: BTreeMap<String, f64>,
     /// Models that predict one class only: (stage, task).
     pub collapsed: Vec<(String, String)>,
+}
+
+/// All models of one kind.
+#[derive(Debug)]
+pub struct Column {
+    /// What they have in common.
+    pub kind: ModelKind,
+    /// One for each trial and member of an ensemble: models that together have learnt all tasks once.
+    pub samples: Vec<Sample>,
+}
+
+/// Models that together have learnt all tasks once.
+#[derive(Debug, Default)]
+pub struct Sample {
+    /// Trial and member of an ensemble.
+    pub number: (u64, usize),
+    /// Scores on dev.
+    pub scores: Scores,
+    /// The stage whose model learnt a task.
+    pub stages: BTreeMap<String, String>,
 }
 
 /// What models of a run have in common; a column of its table.
@@ -36,22 +59,48 @@ pub struct ModelKind {
     pub key: &'static str,
 }
 
-/// One task's results.
-#[derive(Debug)]
-pub struct TaskResult {
-    /// Its name.
-    pub task: String,
-    /// Its metrics, the main one first.
-    pub metrics: Vec<MetricResult>,
+impl Sample {
+    fn score(&self, task: &str, metric: Metric) -> Option<f64> {
+        self.scores.get(task)?.metrics.get(metric.name()).copied().flatten()
+    }
+
+    /// Mean of the tasks' main metrics, as the paper has it; none if one is not there, or no share.
+    fn average(&self, tasks: &[(String, Vec<Metric>)]) -> Option<f64> {
+        self.mean(tasks, |metrics| &metrics[..1])
+    }
+
+    /// Mean over tasks of the mean of all their metrics, as GLUE has it.
+    fn glue_average(&self, tasks: &[(String, Vec<Metric>)]) -> Option<f64> {
+        self.mean(tasks, |metrics| metrics)
+    }
+
+    fn mean(&self, tasks: &[(String, Vec<Metric>)], of: impl Fn(&[Metric]) -> &[Metric]) -> Option<f64> {
+        let of_task = |(task, metrics): &(String, Vec<Metric>)| {
+            let metrics = of(metrics);
+            let share = |m: &Metric| self.score(task, *m).filter(|_| m.is_share());
+            let scores: Option<Vec<f64>> = metrics.iter().map(share).collect();
+            scores.map(|s| s.iter().sum::<f64>() / metrics.len() as f64)
+        };
+        let scores: Option<Vec<f64>> = tasks.iter().map(of_task).collect();
+        scores.filter(|s| !s.is_empty()).map(|s| s.iter().sum::<f64>() / tasks.len() as f64)
+    }
 }
 
-/// One metric of one task.
-#[derive(Debug)]
-pub struct MetricResult {
-    /// The metric's name.
-    pub metric: &'static str,
-    /// For each of the run's kinds of models, as shares; none: not there yet, or undefined.
-    pub scores: Vec<Option<f64>>,
+impl Column {
+    /// What its models reached; those that are not there yet, or undefined, are left out.
+    pub fn scores(&self, task: &str, metric: Metric) -> Vec<f64> {
+        self.samples.iter().filter_map(|s| s.score(task, metric)).collect()
+    }
+
+    /// The averages of its models, as the paper has them.
+    pub fn averages(&self, tasks: &[(String, Vec<Metric>)]) -> Vec<f64> {
+        self.samples.iter().filter_map(|s| s.average(tasks)).collect()
+    }
+
+    /// The averages of its models, as GLUE has them.
+    pub fn glue_averages(&self, tasks: &[(String, Vec<Metric>)]) -> Vec<f64> {
+        self.samples.iter().filter_map(|s| s.glue_average(tasks)).collect()
+    }
 }
 
 impl ModelKind {
@@ -83,8 +132,8 @@ impl Results {
     /// # Errors
     /// A file of scores cannot be read.
     pub fn collect(run: &RunDir, recipe: &Recipe, plan: &Plan) -> anyhow::Result<Results> {
-        let mut results = Results { name: recipe.name.clone(), mode: recipe.mode, ..Results::default() };
-        let mut scores: Vec<Scores> = vec![];
+        let tasks = recipe.tasks().into_iter().map(|task| (task.name, task.metrics)).collect();
+        let mut results = Results { name: recipe.name.clone(), mode: recipe.mode, tasks, ..Results::default() };
         let teaching = teaching_stages(plan);
         for stage in &plan.stages {
             let record: Option<StageRecord> = read(run.done(&stage.name))?;
@@ -93,56 +142,57 @@ impl Results {
             results.seconds.extend(record.map(|r| (stage.name.clone(), r.seconds)));
             let StageWork::Train(train) = &stage.work else { continue };
             let kind = ModelKind::of_stage(train, recipe.mode, teaching.contains(stage.name.as_str()));
-            let column = results.kinds.iter().position(|k| *k == kind).unwrap_or_else(|| {
-                results.kinds.push(kind);
-                scores.push(Scores::new());
-                scores.len() - 1
-            });
-            let own: Scores = if is_done { read(run.scores(&stage.name))?.unwrap_or_default() } else { Scores::new() };
-            let collapsed = own.iter().filter(|(_, s)| s.classes_predicted == Some(1));
-            results.collapsed.extend(collapsed.map(|(task, _)| (stage.name.clone(), task.clone())));
-            scores[column].extend(own);
-        }
-        for task in recipe.tasks() {
-            let score = |scores: &Scores, metric| scores.get(&task.name)?.metrics.get(metric).copied().flatten();
-            let metric = |metric: &bam_cluster::task::Metric| MetricResult {
-                metric: metric.name(),
-                scores: scores.iter().map(|s| score(s, metric.name())).collect(),
-            };
-            results.tasks.push(TaskResult { metrics: task.metrics.iter().map(metric).collect(), task: task.name });
+            let sample = results.sample(kind, (train.trial, train.member));
+            if is_done {
+                let own: Scores = read(run.scores(&stage.name))?.unwrap_or_default();
+                sample.stages.extend(own.keys().map(|task| (task.clone(), stage.name.clone())));
+                let collapsed = own.iter().filter(|(_, s)| s.classes_predicted == Some(1));
+                let collapsed: Vec<_> = collapsed.map(|(task, _)| (stage.name.clone(), task.clone())).collect();
+                sample.scores.extend(own);
+                results.collapsed.extend(collapsed);
+            }
         }
         Ok(results)
     }
 
-    /// For each kind of models the mean of all tasks' main metrics; none if one is not there.
-    pub fn averages(&self) -> Vec<Option<f64>> {
-        let mean = |kind: usize| {
-            let scores: Option<Vec<f64>> = self.tasks.iter().map(|t| t.metrics.first()?.scores[kind]).collect();
-            scores.filter(|s| !s.is_empty()).map(|s| s.iter().sum::<f64>() / s.len() as f64)
-        };
-        (0..self.kinds.len()).map(mean).collect()
+    /// The sample of that kind and number, made if it is not there.
+    fn sample(&mut self, kind: ModelKind, number: (u64, usize)) -> &mut Sample {
+        let found = self.columns.iter().position(|c| c.kind == kind);
+        let column = found.unwrap_or_else(|| {
+            self.columns.push(Column { kind, samples: vec![] });
+            self.columns.len() - 1
+        });
+        let samples = &mut self.columns[column].samples;
+        let found = samples.iter().position(|s| s.number == number);
+        let sample = found.unwrap_or_else(|| {
+            samples.push(Sample { number, ..Sample::default() });
+            samples.len() - 1
+        });
+        &mut samples[sample]
     }
 
-    /// For `report.json`. Scores are shares.
+    /// For `report.json`: medians, and what they are of. Scores are shares.
     pub fn to_json(&self) -> Value {
-        let by_kind = |scores: &[Option<f64>]| -> Value {
-            self.kinds.iter().zip(scores).map(|(kind, score)| (kind.key.to_owned(), json!(score))).collect()
+        let by_kind = |of: &dyn Fn(&Column) -> Value| -> Value {
+            self.columns.iter().map(|column| (column.kind.key.to_owned(), of(column))).collect()
         };
-        let tasks: Map<String, Value> = self
-            .tasks
-            .iter()
-            .map(|task| {
-                let scores = |m: &MetricResult| (m.metric.to_owned(), by_kind(&m.scores));
-                (task.task.clone(), task.metrics.iter().map(scores).collect())
-            })
-            .collect();
+        let by_task = |of: &dyn Fn(Vec<f64>) -> Value| -> Map<String, Value> {
+            let metrics = |(task, metrics): &(String, Vec<Metric>)| {
+                let scores = |m: &Metric| (m.name().to_owned(), by_kind(&|column| of(column.scores(task, *m))));
+                (task.clone(), metrics.iter().map(scores).collect())
+            };
+            self.tasks.iter().map(metrics).collect()
+        };
         let collapsed: Vec<Value> =
             self.collapsed.iter().map(|(stage, task)| json!({ "stage": stage, "task": task })).collect();
         json!({
             "name": self.name,
             "mode": self.mode,
-            "tasks": tasks,
-            "average": by_kind(&self.averages()),
+            "tasks": by_task(&|scores| json!(median(&scores))),
+            "average": by_kind(&|column| json!(median(&column.averages(&self.tasks)))),
+            "glue_average": by_kind(&|column| json!(median(&column.glue_averages(&self.tasks)))),
+            "samples": by_task(&|scores| json!(scores)),
+            "average_samples": by_kind(&|column| json!(column.averages(&self.tasks))),
             "collapsed": collapsed,
             "seconds": self.seconds,
         })
@@ -193,25 +243,45 @@ mod tests {
             bam_cluster::stage_record::finish(&run, stage, &record).unwrap();
         }
         let results = Results::collect(&run, &recipe, &plan).unwrap();
-        assert_eq!(results.kinds.iter().map(|k| k.title).collect::<Vec<_>>(), ["Single", "Single→Multi"]);
-        let all: Vec<_> = results
-            .tasks
-            .iter()
-            .flat_map(|t| t.metrics.iter().map(|m| (t.task.as_str(), m.metric, m.scores.as_slice())))
-            .collect();
-        let expected = [
-            ("mrpc", "accuracy", &[Some(0.8), None][..]),
-            ("mrpc", "f1", &[Some(0.9), None]),
-            ("rte", "accuracy", &[None, Some(0.6)]),
-        ];
-        assert_eq!(all, expected);
+        assert_eq!(results.columns.iter().map(|c| c.kind.title).collect::<Vec<_>>(), ["Single", "Single→Multi"]);
+        let score = |column: usize, task: &str, metric| results.columns[column].scores(task, metric);
+        assert_eq!((score(0, "mrpc", Metric::Accuracy), score(1, "mrpc", Metric::Accuracy)), (vec![0.8], vec![]));
+        assert_eq!((score(0, "mrpc", Metric::F1), score(0, "rte", Metric::Accuracy)), (vec![0.9], vec![]));
+        assert_eq!(score(1, "rte", Metric::Accuracy), [0.6]);
         assert_eq!(results.collapsed, [("teacher-mrpc".to_owned(), "mrpc".to_owned())]);
-        assert_eq!(results.averages(), [None, None]);
+        assert!(results.columns.iter().all(|c| c.averages(&results.tasks).is_empty()));
         let json = results.to_json();
         assert_eq!(json["mode"], "single-to-multi");
         assert_eq!(json["tasks"]["mrpc"]["f1"]["single"], 0.9);
         assert_eq!(json["tasks"]["rte"]["accuracy"]["single-to-multi"], 0.6);
         assert_eq!(json["seconds"]["student"], 2.0);
+    }
+
+    #[test]
+    fn trials_and_members_are_samples_of_their_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::new(dir.path());
+        let text = "name: x\nmodel: { path: /m }\ndata: { glue: /g, tasks: [mrpc, stsb] }\ntrials: 2\ndistill: { ensemble: 2 }\n";
+        let recipe: Recipe = serde_norway::from_str(text).unwrap();
+        let size = |task: &str| TaskSize { task: task.into(), train: 9, dev: 9 };
+        let plan = Plan::derive(&recipe, &[size("mrpc"), size("stsb")]);
+        for (i, stage) in plan.stages.iter().enumerate() {
+            let StageWork::Train(train) = &stage.work else { continue };
+            let metrics = ["accuracy", "f1", "pearson", "spearman"].map(|m| (m.to_owned(), Some(i as f64)));
+            let one = TaskScores { metrics: metrics.into(), examples: 9, classes_predicted: None };
+            let scores: Scores = train.tasks.iter().map(|t| (t.clone(), one.clone())).collect();
+            files::write_json(&run.scores(&stage.name), &scores).unwrap();
+            let record = StageRecord { inputs: Default::default(), outputs: Default::default(), seconds: 2.0 };
+            bam_cluster::stage_record::finish(&run, &stage.name, &record).unwrap();
+        }
+        let results = Results::collect(&run, &recipe, &plan).unwrap();
+        // prepare, four teachers (two tasks, two members), logits, student, and the same from teachers on.
+        let [single, multi] = &results.columns[..] else { panic!() };
+        assert_eq!(single.scores("mrpc", Metric::F1), [1.0, 3.0, 7.0, 9.0]);
+        assert_eq!(single.averages(&results.tasks), [1.5, 3.5, 7.5, 9.5]);
+        assert_eq!(multi.scores("stsb", Metric::Spearman), [6.0, 12.0]);
+        assert_eq!(single.samples[1].stages["stsb"], "teacher-stsb.2");
+        assert_eq!(results.to_json()["average"]["single-to-multi"], 9.0);
     }
 
     #[test]
@@ -222,7 +292,7 @@ mod tests {
             let plan = Plan::derive(&recipe, &[TaskSize { task: "rte".into(), train: 9, dev: 9 }]);
             let dir = tempfile::tempdir().unwrap();
             let results = Results::collect(&RunDir::new(dir.path()), &recipe, &plan).unwrap();
-            results.kinds.iter().map(|k| k.key).collect::<Vec<_>>()
+            results.columns.iter().map(|c| c.kind.key).collect::<Vec<_>>()
         };
         assert_eq!(kinds("single"), ["single"]);
         assert_eq!(kinds("multi\ntrain: { fine_tune: {} }"), ["multi", "fine-tuned"]);

@@ -1,23 +1,37 @@
 //! The results table as a person reads it: percent with one decimal, a dash for what is not there.
 
+use bam_cluster::task::Metric;
+
 use super::layout::plain_table;
-use super::results::Results;
+use super::results::{Column, Results};
+use super::statistics::median;
+
+/// What stands where there is no figure.
+pub const DASH: &str = "–";
 
 impl Results {
     /// The table, its average, further metrics, and what is suspicious about them.
     pub fn render(&self) -> String {
         let (mut main, mut further) = (vec![], vec![]);
-        for task in &self.tasks {
-            for (i, m) in task.metrics.iter().enumerate() {
+        for (task, metrics) in &self.tasks {
+            for (i, &metric) in metrics.iter().enumerate() {
                 let rows = if i == 0 { &mut main } else { &mut further };
-                rows.push(row(&task.task, m.metric, &m.scores));
+                rows.push(self.row(task, Some(metric), |column| column.scores(task, metric)));
             }
         }
-        main.push(row("average", "", &self.averages()));
+        main.push(self.row("average", None, |column| column.averages(&self.tasks)));
+        if !further.is_empty() {
+            further.push(self.row("average as GLUE's", None, |column| column.glue_averages(&self.tasks)));
+        }
         let header = self.header();
         let mut text = format!("\n{}: results on dev, in percent\n{}", self.name, plain_table(&header, 2, &main));
         if !further.is_empty() {
             text += &format!("\nfurther metrics\n{}", plain_table(&header, 2, &further));
+        }
+        if self.columns.iter().any(|c| c.samples.len() > 1) {
+            let counts = self.columns.iter().map(|c| format!("{} of {}", c.samples.len(), c.kind.title));
+            let counts: Vec<String> = counts.collect();
+            text += &format!("medians and [lowest–highest] over models with different seeds: {}\n", counts.join(", "));
         }
         for (stage, task) in &self.collapsed {
             text += &format!("'{stage}' has collapsed on '{task}': it predicts the same class for every dev example\n");
@@ -26,40 +40,64 @@ impl Results {
     }
 
     fn header(&self) -> Vec<&'static str> {
-        let difference = (self.kinds.len() > 1).then_some("Difference");
-        ["Task", "Metric"].into_iter().chain(self.kinds.iter().map(|k| k.title)).chain(difference).collect()
+        let difference = (self.columns.len() > 1).then_some("Difference");
+        ["Task", "Metric"].into_iter().chain(self.columns.iter().map(|c| c.kind.title)).chain(difference).collect()
+    }
+
+    /// One line: the scores of each kind of models, and by how much the last one's median is above the first one's.
+    fn row(&self, task: &str, metric: Option<Metric>, scores: impl Fn(&Column) -> Vec<f64>) -> Vec<String> {
+        let scores: Vec<Vec<f64>> = self.columns.iter().map(scores).collect();
+        let mut row = vec![task.to_owned(), metric.map_or(String::new(), |m| m.name().to_owned())];
+        let (factor, digits) = if metric.is_none_or(Metric::is_share) { (100.0, 1) } else { (1.0, 3) };
+        row.extend(scores.iter().map(|s| cell(s, factor, digits)));
+        if let [first, .., last] = &scores[..] {
+            let difference = median(first).zip(median(last)).map(|(first, last)| factor * (last - first));
+            row.push(difference.map_or(DASH.to_owned(), |d| format!("{d:+.digits$}")));
+        }
+        row
     }
 }
 
-/// One line: the scores of each kind of models, and by how much the last one is better than the first.
-fn row(task: &str, metric: &str, scores: &[Option<f64>]) -> Vec<String> {
-    let dash = || "–".to_owned();
-    let mut row = vec![task.to_owned(), metric.to_owned()];
-    row.extend(scores.iter().map(|score| score.map_or_else(dash, |s| format!("{:.1}", 100.0 * s))));
-    if let [first, .., last] = scores {
-        let difference = first.zip(*last).map(|(first, last)| 100.0 * (last - first));
-        row.push(difference.map_or_else(dash, |d| format!("{d:+.1}")));
-    }
-    row
+/// The median of some scores, with the lowest and the highest of several.
+pub fn cell(scores: &[f64], factor: f64, digits: usize) -> String {
+    let Some(middle) = median(scores) else { return DASH.to_owned() };
+    let show = |score: f64| format!("{:.digits$}", factor * score);
+    let (low, high) = scores.iter().fold((f64::MAX, f64::MIN), |(low, high), s| (low.min(*s), high.max(*s)));
+    if scores.len() == 1 { show(middle) } else { format!("{} [{}–{}]", show(middle), show(low), show(high)) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::results::{MetricResult, ModelKind, TaskResult};
+    use std::collections::BTreeMap;
+
+    use bam_cluster::stage_record::TaskScores;
+
+    use super::super::results::{ModelKind, Sample};
     use super::*;
 
     /// Results of models of these kinds, as many of each score as there are kinds.
     fn results(titles: &[&'static str]) -> Results {
-        let metric =
-            |metric, scores: [Option<f64>; 2]| MetricResult { metric, scores: scores[..titles.len()].to_vec() };
-        let task = |task: &str, metrics| TaskResult { task: task.into(), metrics };
+        let scores = |metrics: &[(&str, Option<f64>)]| TaskScores {
+            metrics: metrics.iter().map(|(m, s)| ((*m).to_owned(), *s)).collect(),
+            examples: 9,
+            classes_predicted: None,
+        };
+        let sample = |mrpc: f64, f1: Option<f64>, rte: f64| Sample {
+            scores: BTreeMap::from([
+                ("mrpc".to_owned(), scores(&[("accuracy", Some(mrpc)), ("f1", f1)])),
+                ("rte".to_owned(), scores(&[("accuracy", Some(rte))])),
+            ]),
+            ..Sample::default()
+        };
+        let samples = [sample(0.8, Some(0.9), 0.7), sample(0.85, None, 0.664)];
+        let column = |(title, sample): (&&'static str, Sample)| Column {
+            kind: ModelKind { title, key: "" },
+            samples: vec![sample],
+        };
         Results {
             name: "demo".into(),
-            kinds: titles.iter().map(|title| ModelKind { title, key: "" }).collect(),
-            tasks: vec![
-                task("mrpc", vec![metric("accuracy", [Some(0.8), Some(0.85)]), metric("f1", [Some(0.9), None])]),
-                task("rte", vec![metric("accuracy", [Some(0.7), Some(0.664)])]),
-            ],
+            tasks: vec![("mrpc".into(), vec![Metric::Accuracy, Metric::F1]), ("rte".into(), vec![Metric::Accuracy])],
+            columns: titles.iter().zip(samples).map(column).collect(),
             collapsed: vec![("teacher-rte".into(), "rte".into())],
             ..Results::default()
         }
@@ -80,6 +118,18 @@ mod tests {
         let further = text.split("further metrics").nth(1).unwrap();
         assert_eq!(line(further, "mrpc"), ["mrpc", "f1", "90.0", "–", "–"]);
         assert!(further.contains("'teacher-rte' has collapsed on 'rte'"));
+    }
+
+    #[test]
+    fn several_models_of_a_kind_are_a_median_with_its_spread() {
+        assert_eq!(cell(&[0.5, 0.7, 0.61], 100.0, 1), "61.0 [50.0–70.0]");
+        assert_eq!((cell(&[], 100.0, 1).as_str(), cell(&[0.1234], 1.0, 3).as_str()), ("–", "0.123"));
+        let mut results = results(&["Single", "Single→Multi"]);
+        let more = results.columns.remove(1).samples;
+        results.columns[0].samples.extend(more);
+        let text = results.render();
+        assert_eq!(line(&text, "rte"), ["rte", "accuracy", "68.2", "[66.4–70.0]"]);
+        assert!(text.contains("over models with different seeds: 2 of Single\n"), "{text}");
     }
 
     #[test]

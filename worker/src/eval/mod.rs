@@ -1,8 +1,6 @@
 //! Running a trained model: its outputs for any examples, and its scores on dev, computed by all ranks together with
 //! every example counted exactly once.
 
-pub mod metrics;
-
 use anyhow::{Result, ensure};
 use bam_cluster::comm::Communicator;
 use bam_cluster::config::{Layout, RegressionOutput};

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use bam_cluster::encoder::EncoderConfig;
 use bam_cluster::files;
+use bam_cluster::metrics::score;
 use bam_cluster::plan::TrainStage;
 use bam_cluster::protocol::{FromRank, Outcome};
 use bam_cluster::stage_record::{Scores, Sums};
@@ -12,7 +13,7 @@ use tch::Tensor;
 use super::logits::read_teacher_logits;
 use super::publish::{check_model, publish};
 use crate::data::{TokenFile, TokenSet};
-use crate::eval::{metrics::score, predict};
+use crate::eval::predict;
 use crate::gradient::tail_length;
 use crate::model::{Bert, Head};
 use crate::objective::teacher_predictions;

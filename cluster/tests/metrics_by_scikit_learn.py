@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 
 CASES = 10_000
 random = np.random.default_rng(1)
@@ -45,6 +45,7 @@ def regression():
     wide = labels.astype(np.float64), predictions.astype(np.float64)
     defined = n > 1 and np.ptp(labels) > 0 and np.ptp(predictions) > 0
     return labels, predictions, {
+        "mse": mean_squared_error(*wide),
         "pearson": pearsonr(*wide).statistic if defined else None,
         "spearman": spearmanr(*wide).statistic if defined else None,
     }

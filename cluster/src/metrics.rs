@@ -2,24 +2,29 @@
 
 use std::collections::BTreeSet;
 
-use bam_cluster::stage_record::TaskScores;
-use bam_cluster::task::{Kind, Metric};
+use crate::stage_record::TaskScores;
+use crate::task::{Kind, Metric};
 
 /// All `metrics` of one task. `predictions` and `labels` are \[N\] in the same order: class indices, or scores on the
 /// task's own scale.
 pub fn score(kind: &Kind, metrics: &[Metric], predictions: &[f32], labels: &[f32]) -> TaskScores {
-    let value = |metric: Metric| match metric {
+    let distinct = || predictions.iter().map(|p| class(*p)).collect::<BTreeSet<_>>().len();
+    TaskScores {
+        metrics: metrics.iter().map(|m| (m.name().to_owned(), value(*m, predictions, labels))).collect(),
+        examples: labels.len(),
+        classes_predicted: kind.is_classification().then(distinct),
+    }
+}
+
+/// One metric; arguments as for [`score`]. `None` where it is undefined.
+pub fn value(metric: Metric, predictions: &[f32], labels: &[f32]) -> Option<f64> {
+    match metric {
         Metric::Accuracy => accuracy(predictions, labels),
         Metric::F1 => f1(predictions, labels),
         Metric::Matthews => matthews(predictions, labels),
         Metric::Pearson => pearson(predictions, labels),
         Metric::Spearman => spearman(predictions, labels),
-    };
-    let distinct = || predictions.iter().map(|p| class(*p)).collect::<BTreeSet<_>>().len();
-    TaskScores {
-        metrics: metrics.iter().map(|m| (m.name().to_owned(), value(*m))).collect(),
-        examples: labels.len(),
-        classes_predicted: kind.is_classification().then(distinct),
+        Metric::Mse => mse(predictions, labels),
     }
 }
 
@@ -71,6 +76,12 @@ pub fn pearson(predictions: &[f32], labels: &[f32]) -> Option<f64> {
 /// than two examples, constant or non-finite input).
 pub fn spearman(predictions: &[f32], labels: &[f32]) -> Option<f64> {
     correlation(&ranks(&wide(predictions)?), &ranks(&wide(labels)?))
+}
+
+/// Mean squared error; `None` without examples or with non-finite input.
+pub fn mse(predictions: &[f32], labels: &[f32]) -> Option<f64> {
+    let (x, y) = (wide(predictions)?, wide(labels)?);
+    ratio(x.iter().zip(&y).map(|(x, y)| (x - y).powi(2)).sum(), y.len() as f64)
 }
 
 fn class(value: f32) -> i64 {

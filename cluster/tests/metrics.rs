@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use bam_worker::eval::metrics::{accuracy, f1, matthews, pearson, spearman};
+use bam_cluster::metrics::{accuracy, f1, matthews, mse, pearson, spearman};
 use serde::Deserialize;
 
 const TOLERANCE: f64 = 1e-12;
@@ -28,7 +28,7 @@ fn all_metrics_are_those_of_scikit_learn_and_scipy() {
     if !python.is_file() {
         // Past cargo, which shows only what failed tests print.
         let text =
-            "\nskipped: worker/tests/metrics.rs (there is no .venv-tests; setup/setup.sh python-tests makes it)\n";
+            "\nskipped: cluster/tests/metrics.rs (there is no .venv-tests; setup/setup.sh python-tests makes it)\n";
         let _ = std::io::stderr().write_all(text.as_bytes());
         return;
     }
@@ -43,6 +43,7 @@ fn all_metrics_are_those_of_scikit_learn_and_scipy() {
                 "accuracy" => accuracy,
                 "f1" => f1,
                 "matthews" => matthews,
+                "mse" => mse,
                 "pearson" => pearson,
                 "spearman" => spearman,
                 other => panic!("no metric '{other}'"),

@@ -1,0 +1,39 @@
+//! The numbers that the BAM paper published (Clark et al. 2019): GLUE's dev sets, BERT-Large, medians of at least 20
+//! trials, in percent.
+
+/// The tasks of the columns.
+pub const TASKS: [&str; 8] = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"];
+
+/// Table 1: model, average, and one score for each task.
+pub const TABLE_1: [(&str, f64, [f64; 8]); 5] = [
+    ("Single", 84.0, [60.6, 93.2, 88.0, 90.0, 91.3, 86.6, 92.3, 70.4]),
+    ("Multi", 85.5, [60.3, 93.3, 88.0, 89.8, 91.4, 86.5, 92.2, 82.1]),
+    ("Single→Single", 84.3, [61.7, 93.2, 88.7, 90.0, 91.4, 86.8, 92.5, 70.0]),
+    ("Multi→Multi", 85.6, [60.9, 93.5, 88.1, 89.8, 91.5, 86.7, 92.3, 82.0]),
+    ("Single→Multi", 86.0, [61.8, 93.6, 89.3, 89.7, 91.6, 87.0, 92.5, 82.8]),
+];
+
+/// Table 3: what fine-tuning on each task adds to a model's average.
+pub const TABLE_3: [(&str, f64); 2] = [("Multi, then fine-tuned", 0.3), ("Single→Multi, then fine-tuned", 0.1)];
+
+/// Table 4: what leaving a part out adds to the average of Single→Multi.
+pub const TABLE_4: [(&str, f64); 4] = [
+    ("without layer-wise learning rates", -0.3),
+    ("without task sampling", -0.4),
+    ("λ = 0 (teachers alone)", -0.5),
+    ("λ = 0.5 (no annealing)", -0.3),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_averages_are_those_of_the_columns() {
+        for (model, average, scores) in TABLE_1 {
+            let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+            // Of rounded figures.
+            assert!((mean - average).abs() < 0.11, "{model}: {mean} instead of {average}");
+        }
+    }
+}

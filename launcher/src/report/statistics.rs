@@ -1,0 +1,176 @@
+//! Whether a difference is more than chance: medians, bootstrap, Mann–Whitney's U and Holm's correction, as pure
+//! functions.
+
+use bam_cluster::metrics;
+use bam_cluster::plan::Stream;
+use bam_cluster::task::Metric;
+
+/// How often dev examples are drawn anew.
+pub const RESAMPLES: usize = 2000;
+/// Up to so many values altogether, Mann–Whitney's p is counted out; beyond, or with ties, it is approximated.
+const COUNTED_OUT: usize = 40;
+
+/// The median; the mean of the middle two of an even number. `None` of nothing.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        n if n % 2 == 1 => Some(sorted[middle]),
+        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
+    }
+}
+
+/// Mean metric of several models' predictions for the same examples; undefined ones count as 0, as no correlation does.
+fn mean_metric(metric: Metric, models: &[Vec<f32>], labels: &[f32]) -> f64 {
+    let value = |predictions: &Vec<f32>| metrics::value(metric, predictions, labels).unwrap_or(0.0);
+    models.iter().map(value).sum::<f64>() / models.len().max(1) as f64
+}
+
+/// Two-sided p of "on examples like these, `a` and `b` are equally good" by the paired bootstrap (Efron & Tibshirani
+/// 1993, chapter 16): dev examples are drawn anew, with replacement, the same ones for all models, and p is the share of
+/// draws whose difference of means over models is as far from the observed one as that is from 0. `a` and `b` hold
+/// predictions of one or more models (of several trials), all in the order of `labels`.
+pub fn bootstrap(metric: Metric, a: &[Vec<f32>], b: &[Vec<f32>], labels: &[f32], seed: u64) -> f64 {
+    let difference = |a: &[Vec<f32>], b: &[Vec<f32>], labels: &[f32]| {
+        mean_metric(metric, b, labels) - mean_metric(metric, a, labels)
+    };
+    let observed = difference(a, b, labels);
+    let mut random = Stream::named(&["bootstrap", &seed.to_string()]);
+    let mut as_far = 0;
+    for _ in 0..RESAMPLES {
+        let drawn: Vec<usize> = (0..labels.len()).map(|_| random.below(labels.len() as u64) as usize).collect();
+        let pick = |values: &[f32]| drawn.iter().map(|&i| values[i]).collect::<Vec<f32>>();
+        let models = |models: &[Vec<f32>]| models.iter().map(|m| pick(m)).collect::<Vec<_>>();
+        let there = difference(&models(a), &models(b), &pick(labels));
+        as_far += usize::from((there - observed).abs() >= observed.abs());
+    }
+    (as_far + 1) as f64 / (RESAMPLES + 1) as f64
+}
+
+/// Two-sided p of "`a` and `b` come from the same distribution" by Mann & Whitney's (1947) U: counted out for few values
+/// without ties, else by the normal approximation with corrections for ties and continuity. `None` if one is empty.
+pub fn mann_whitney(a: &[f64], b: &[f64]) -> Option<f64> {
+    let (n, m) = (a.len(), b.len());
+    if n == 0 || m == 0 {
+        return None;
+    }
+    let mut all: Vec<(f64, bool)> = a.iter().map(|&v| (v, true)).chain(b.iter().map(|&v| (v, false))).collect();
+    all.sort_by(|x, y| x.0.total_cmp(&y.0));
+    let (mut rank_sum, mut ties, mut before) = (0.0, 0.0, 0);
+    for same in all.chunk_by(|x, y| x.0 == y.0) {
+        let size = same.len() as f64;
+        let rank = before as f64 + (size + 1.0) / 2.0;
+        rank_sum += rank * same.iter().filter(|(_, of_a)| *of_a).count() as f64;
+        ties += size.powi(3) - size;
+        before += same.len();
+    }
+    let u = rank_sum - (n * (n + 1)) as f64 / 2.0;
+    let u = u.max((n * m) as f64 - u);
+    if ties == 0.0 && n + m <= COUNTED_OUT {
+        return Some((2.0 * share_at_least(n, m, u.round() as usize)).min(1.0));
+    }
+    let (n, m) = (n as f64, m as f64);
+    let total = n + m;
+    let variance = n * m / 12.0 * (total + 1.0 - ties / (total * (total - 1.0)));
+    if variance == 0.0 {
+        return Some(1.0);
+    }
+    let z = (u - n * m / 2.0 - 0.5) / variance.sqrt();
+    Some((2.0 * normal_tail(z)).min(1.0))
+}
+
+/// Share of all orders of n and m distinct values whose U is at least `u`.
+fn share_at_least(n: usize, m: usize, u: usize) -> f64 {
+    // ways[i][s]: how many ways i of the values seen so far can be `a`'s with U = s.
+    let mut ways = vec![vec![0.0; n * m + 1]; n + 1];
+    ways[0][0] = 1.0;
+    for seen in 0..n + m {
+        for i in (0..n.min(seen + 1)).rev() {
+            // The next value is a's: it is above the seen − i of b's.
+            let below = seen - i;
+            if below > m {
+                continue;
+            }
+            for s in (0..=n * m - below).rev() {
+                let more = ways[i][s];
+                ways[i + 1][s + below] += more;
+            }
+        }
+    }
+    let all: f64 = ways[n].iter().sum();
+    ways[n][u..].iter().sum::<f64>() / all
+}
+
+/// P(Z ≥ z) of the standard normal distribution.
+fn normal_tail(z: f64) -> f64 {
+    0.5 * libm::erfc(z / std::f64::consts::SQRT_2)
+}
+
+/// Holm's (1979) correction: each p, in the order given, such that rejecting those below α keeps the chance of any false
+/// rejection below α.
+pub fn holm(p: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|&i, &j| p[i].total_cmp(&p[j]));
+    let mut adjusted = vec![0.0; p.len()];
+    let mut largest = 0.0f64;
+    for (rank, &i) in order.iter().enumerate() {
+        largest = largest.max((p.len() - rank) as f64 * p[i]).min(1.0);
+        adjusted[i] = largest;
+    }
+    adjusted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(found: f64, expected: f64) {
+        assert!((found - expected).abs() < 1e-9, "{found} instead of {expected}");
+    }
+
+    #[test]
+    fn medians() {
+        assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0]), median(&[])), (Some(2.0), Some(2.5), None));
+    }
+
+    /// Expected values: scipy.stats.mannwhitneyu, method 'exact' and 'asymptotic'.
+    #[test]
+    fn mann_whitney_as_scipy_has_it() {
+        close(mann_whitney(&[1., 2., 3.], &[4., 5., 6.]).unwrap(), 0.1);
+        close(mann_whitney(&[1., 4., 6., 9.], &[2., 3., 5., 7., 8.]).unwrap(), 1.0);
+        close(
+            mann_whitney(&[84.1, 84.3, 83.9, 84.0, 84.4], &[85.9, 86.1, 86.0, 85.8, 84.2]).unwrap(),
+            0.031_746_031_746_031_744,
+        );
+        close(mann_whitney(&[1., 2., 2., 3.], &[2., 3., 4., 5.]).unwrap(), 0.136_658_247_738_147_5);
+        close(mann_whitney(&[1., 1.], &[1., 1.]).unwrap(), 1.0);
+        assert_eq!(mann_whitney(&[], &[1.0]), None);
+    }
+
+    #[test]
+    fn holm_steps_down() {
+        let adjusted = holm(&[0.01, 0.04, 0.03, 0.005]);
+        for (found, expected) in adjusted.iter().zip([0.03, 0.06, 0.06, 0.02]) {
+            close(*found, expected);
+        }
+    }
+
+    #[test]
+    fn the_bootstrap_tells_a_clear_difference_from_none() {
+        let labels: Vec<f32> = (0..200).map(|i| (i % 2) as f32).collect();
+        let wrong_at =
+            |every: usize| (0..200).map(|i| if i % every == 0 { 1.0 - labels[i] } else { labels[i] }).collect();
+        let (poor, good): (Vec<f32>, Vec<f32>) = (wrong_at(3), wrong_at(20));
+        let one = std::slice::from_ref;
+        let p = |a: &Vec<f32>, b: &Vec<f32>| bootstrap(Metric::Accuracy, one(a), one(b), &labels, 1);
+        assert!(p(&poor, &good) < 0.001);
+        close(p(&good, &good), 1.0);
+        // One example more right of 200 is nothing.
+        let mut better = good.clone();
+        better[0] = labels[0];
+        assert!(p(&good, &better) > 0.3);
+        assert_eq!(p(&poor, &good), p(&poor, &good));
+    }
+}
