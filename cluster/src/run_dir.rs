@@ -87,9 +87,14 @@ impl RunDir {
         self.stage(stage).join("dev.json")
     }
 
-    /// A model's answers on one task's dev split.
-    pub fn predictions(&self, stage: &str, task: &str) -> PathBuf {
-        self.stage(stage).join("predictions").join(format!("{task}-dev.tsv"))
+    /// A model's scores on other splits than dev.
+    pub fn further_scores(&self, stage: &str) -> PathBuf {
+        self.stage(stage).join("further.json")
+    }
+
+    /// A model's answers to every example of one task's split.
+    pub fn predictions(&self, stage: &str, task: &str, split: &str) -> PathBuf {
+        self.stage(stage).join("predictions").join(format!("{task}-{split}.tsv"))
     }
 
     /// All ranks' lines of one stage, merged.

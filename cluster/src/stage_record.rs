@@ -96,11 +96,15 @@ pub fn standing(run: &RunDir, stage: &str, inputs: &Sums) -> Result<Standing, Re
     }
 }
 
-/// Notes what a stage is made from, before it starts.
+/// Notes what a stage is made from, before it starts; it is not complete any more, if it was.
 ///
 /// # Errors
-/// The file cannot be written.
+/// A file cannot be written or removed.
 pub fn begin(run: &RunDir, stage: &str, inputs: &Sums) -> Result<(), RecordError> {
+    let done = run.done(stage);
+    if done.exists() {
+        std::fs::remove_file(&done).map_err(|source| RecordError::Io { path: done, source })?;
+    }
     let path = run.inputs(stage);
     files::write_json(&path, inputs).map_err(|source| RecordError::Io { path, source })
 }

@@ -12,6 +12,8 @@ Examples:
   bam run configs/demo.yaml -o seed=2 -o name=demo-2
   bam report runs/demo                    the results again
   bam report runs/a runs/b --tests        several runs in one table, and which differences are more than chance
+  bam predict configs/glue-small.yaml && bam submission runs/glue-small
+                                          answers to GLUE's test sets, as its server takes them
   bam export runs/demo                    the student as one model per task, for transformers
 
 Exit codes:
@@ -45,6 +47,10 @@ pub enum Command {
     Plan(RecipeArguments),
     /// Show the results of a run again
     Report(ReportArguments),
+    /// Ask the last models of a run about whole splits (train first what is not trained yet)
+    Predict(PredictArguments),
+    /// Pack a run's answers to GLUE's test sets as GLUE's server takes them
+    Submission(SubmissionArguments),
     /// Take a model of several tasks apart into one for each, which Hugging Face's tools open
     Export(ExportArguments),
 }
@@ -71,6 +77,33 @@ pub struct RunArguments {
     /// Where everything is written [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+}
+
+/// `bam predict`.
+#[derive(Debug, Args)]
+pub struct PredictArguments {
+    /// The recipe and where its run is.
+    #[command(flatten)]
+    pub run: RunArguments,
+    /// Which splits: train, dev (with MNLI's mismatched one), test (with AX)
+    #[arg(long, value_name = "SPLIT", value_delimiter = ',', default_value = "test")]
+    pub split: Vec<String>,
+}
+
+/// `bam submission`.
+#[derive(Debug, Args)]
+pub struct SubmissionArguments {
+    /// The run's directory, for example runs/glue
+    pub run_dir: PathBuf,
+    /// The trial whose models answer
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub trial: u64,
+    /// Leave out files for which there are no answers
+    #[arg(long)]
+    pub partial: bool,
+    /// Where the zip is written [default: submission.zip in the run's directory]
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
 }
 
 /// `bam report`.

@@ -8,6 +8,7 @@ use bam_cluster::task::DataError;
 use bam_cluster::teacher::LogitsError;
 
 use crate::command::export::ExportError;
+use crate::command::submission::SubmissionError;
 use crate::report::NotARun;
 use crate::run_claim::OtherRecipe;
 use crate::stage_inputs::MissingProduct;
@@ -42,6 +43,12 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(match error {
             ExportError::Stage { .. } | ExportError::InTheWay { .. } => exit_code::USAGE,
             ExportError::Model { .. } => exit_code::BAD_DATA,
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<SubmissionError>() {
+        return Some(match error {
+            SubmissionError::Trial { .. } => exit_code::USAGE,
+            SubmissionError::Missing { .. } | SubmissionError::Answers { .. } => exit_code::BAD_DATA,
         });
     }
     let bad_data = cause.is::<DataError>()

@@ -34,6 +34,8 @@ fn run() -> anyhow::Result<u8> {
         Command::Run(arguments) => command::run::run(&arguments),
         Command::Plan(arguments) => command::plan::run(&arguments),
         Command::Report(arguments) => command::report::run(&arguments),
+        Command::Predict(arguments) => command::run::predict(arguments),
+        Command::Submission(arguments) => command::submission::run(&arguments),
         Command::Export(arguments) => command::export::run(&arguments),
     }
 }

@@ -1,9 +1,11 @@
 //! A recipe with everything that follows from looking at its files: encoder, tasks, sizes, plan. Nothing is written.
 
-use bam_cluster::config::{self, Override, Recipe};
+use std::collections::BTreeMap;
+
+use bam_cluster::config::{self, Override, PredictedSplit, Recipe};
 use bam_cluster::encoder::Encoder;
 use bam_cluster::plan::{Plan, TaskSize};
-use bam_cluster::task::{self, Task};
+use bam_cluster::task::{self, DataError, Table, Task};
 use bam_cluster::teacher::TaskModel;
 
 use crate::cli::RecipeArguments;
@@ -19,6 +21,8 @@ pub struct Project {
     pub tasks: Vec<Task>,
     /// SHA-256 of each task's files.
     pub sources: Vec<String>,
+    /// SHA-256 of the file of each further split that is to be predicted, by task and split.
+    pub further: BTreeMap<(String, String), String>,
     /// What will run.
     pub plan: Plan,
     /// What a person should know before it starts.
@@ -39,9 +43,17 @@ impl Project {
         let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)?;
         let tasks = recipe.tasks();
         let (mut sizes, mut sources, mut warnings) = (vec![], vec![], vec![]);
+        let mut further = BTreeMap::new();
         for task in &tasks {
             let examples = task::read_examples(task, recipe.seed, &recipe.data.selection())?;
-            sizes.push(TaskSize { task: task.name.clone(), train: examples.train.len(), dev: examples.dev.len() });
+            let splits = further_splits(&recipe, task, &mut warnings)?;
+            sizes.push(TaskSize {
+                task: task.name.clone(),
+                train: examples.train.len(),
+                dev: examples.dev.len(),
+                further: splits.iter().map(|(split, table)| (split.clone(), table.examples.len())).collect(),
+            });
+            further.extend(splits.into_iter().map(|(split, table)| ((task.name.clone(), split), table.sha256)));
             sources.push(examples.source_sha256);
             warnings.extend(skipped_rows(&task.name, examples.skipped));
         }
@@ -53,8 +65,32 @@ impl Project {
             }
         }
         let plan = Plan::derive(&recipe, &sizes);
-        Ok(Project { recipe, encoder, tasks, sources, plan, warnings })
+        Ok(Project { recipe, encoder, tasks, sources, further, plan, warnings })
     }
+}
+
+/// The further splits of a task that the recipe asks for and whose files are there.
+fn further_splits(recipe: &Recipe, task: &Task, warnings: &mut Vec<String>) -> Result<Vec<(String, Table)>, DataError> {
+    let mut found = vec![];
+    for split in &task.source.further {
+        if !recipe.predict.iter().any(|asked| split.belongs_to(asked.name())) {
+            continue;
+        }
+        match split.file() {
+            Some(file) => found.push((split.name.clone(), task::read_split(task, split, file)?)),
+            None => warnings.push(format!(
+                "task '{}': {} is not predicted, there is no {}",
+                task.name,
+                split.name,
+                split.files[0].display()
+            )),
+        }
+    }
+    let has_test = task.source.further.iter().any(|split| split.belongs_to("test"));
+    if recipe.predict.contains(&PredictedSplit::Test) && !has_test {
+        warnings.push(format!("task '{}': test is not predicted, the task declares no test file", task.name));
+    }
+    Ok(found)
 }
 
 fn skipped_rows(task: &str, [train, dev]: [u64; 2]) -> Option<String> {

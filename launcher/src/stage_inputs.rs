@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bam_cluster::config::Recipe;
 use bam_cluster::digest;
 use bam_cluster::encoder::{Encoder, EncoderError};
-use bam_cluster::plan::{LogitsStage, Plan, Stage, StageWork, TrainStage};
+use bam_cluster::plan::{LogitsStage, Plan, PredictStage, Question, Stage, StageWork, TrainStage};
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::Sums;
 use bam_cluster::task::{Dev, Task};
@@ -68,6 +68,7 @@ impl<'a> StageInputs<'a> {
             StageWork::Prepare => self.prepare(&mut inputs),
             StageWork::Train(train) => self.train(run, train, &mut inputs)?,
             StageWork::Logits(logits) => self.logits(run, logits, &mut inputs)?,
+            StageWork::Predict(predict) => self.predict(run, predict, &mut inputs)?,
         }
         Ok(inputs)
     }
@@ -111,6 +112,20 @@ impl<'a> StageInputs<'a> {
         Ok(())
     }
 
+    fn predict(&self, run: &RunDir, predict: &PredictStage, inputs: &mut Sums) -> Result<(), MissingProduct> {
+        for question in &predict.questions {
+            let Question { stage, task, split, .. } = question;
+            self.copy(run, stage, "model", format!("model {stage}"), inputs)?;
+            let own = || {
+                let tasks = self.project.tasks.iter().zip(&self.project.sources);
+                tasks.filter(|(t, _)| t.name == *task).map(|(_, sum)| sum).next()
+            };
+            let further = self.project.further.get(&(task.clone(), split.clone()));
+            inputs.extend(further.or_else(own).map(|sum| (format!("source {task}-{split}"), sum.clone())));
+        }
+        Ok(())
+    }
+
     /// Makes the output `name` of `stage` the input `as_input`.
     fn copy(
         &self,
@@ -144,6 +159,9 @@ pub fn check_products(run: &RunDir, plan: &Plan, stage: &Stage) -> Result<(), Mi
         StageWork::Logits(logits) => {
             logits.teachers.iter().map(|t| run.logits(&t.name, &t.task).join("manifest.json")).collect()
         }
+        StageWork::Predict(predict) => {
+            predict.questions.iter().map(|q| run.predictions(&q.stage, &q.task, &q.split)).collect()
+        }
     };
     match products.into_iter().find(|p| !p.exists()) {
         None => Ok(()),
@@ -159,6 +177,8 @@ pub fn check_products(run: &RunDir, plan: &Plan, stage: &Stage) -> Result<(), Mi
 fn declaration(task: &Task, recipe: &Recipe) -> String {
     let mut task = task.clone();
     task.source.train = PathBuf::new();
+    // Nothing is learnt from these.
+    task.source.further.clear();
     if let Dev::File(path) = &mut task.source.dev {
         *path = PathBuf::new();
     }
@@ -184,7 +204,7 @@ mod tests {
     fn a_product_that_vanished_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let (run, recipe) = (RunDir::new(dir.path()), recipe("glue: /a"));
-        let size = bam_cluster::plan::TaskSize { task: "cola".into(), train: 9, dev: 9 };
+        let size = bam_cluster::plan::TaskSize { task: "cola".into(), train: 9, dev: 9, further: BTreeMap::new() };
         let plan = Plan::derive(&recipe, &[size]);
         let prepare = plan.stage("prepare").unwrap();
         std::fs::create_dir_all(dir.path().join("data")).unwrap();

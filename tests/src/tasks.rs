@@ -61,6 +61,16 @@ pub fn write_tasks(glue: &Path, own: &Path) {
             format!("{i}\t{}\t{}\t{label}", sentence(r, 0, 0), sentence(r, 2 * entailed, 2))
         });
     }
+    // Test files of three of the tasks, without labels.
+    let mut test = |folder: &str, header: &str, row: &dyn Fn(&mut Stream, usize) -> String| {
+        write(&glue.join(folder).join("test.tsv"), header, ROWS / 4, &mut random, row);
+    };
+    test("CoLA", "index\tsentence", &|r, i| format!("{i}\t{}", sentence(r, 1, 2)));
+    test("RTE", "index\tsentence1\tsentence2", &|r, i| format!("{i}\t{}\t{}", sentence(r, 0, 0), sentence(r, 1, 2)));
+    test("STS-B", "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2", &|r, i| {
+        format!("{i}\tmain\tx\t2012\t{i}\tnone\tnone\t{}\t{}", sentence(r, 0, 0), sentence(r, 3, 5))
+    });
+    test("WNLI", "index\tsentence1\tsentence2", &|r, i| format!("{i}\t{}\t{}", sentence(r, 0, 0), sentence(r, 0, 0)));
     // Its dev split is a share of the one file.
     write(&own.join("mood.tsv"), "", ROWS * 5 / 4, &mut random, &|r, i| {
         let good = r.below(5);

@@ -107,7 +107,10 @@ fn is_path(keys: &[String]) -> bool {
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     matches!(
         keys[..],
-        ["model", "path"] | ["data", "glue"] | ["data", "tasks", _, "train" | "dev"] | ["distill", "teachers", _]
+        ["model", "path"]
+            | ["data", "glue"]
+            | ["data", "tasks", _, "train" | "dev" | "test"]
+            | ["distill", "teachers", _]
     )
 }
 
@@ -118,6 +121,7 @@ fn make_paths_absolute(recipe: &mut Recipe, base: &Path) {
         if let TaskEntry::Own(own) = entry {
             own.train = absolute(&own.train, base);
             own.dev = own.dev.take().map(|p| absolute(&p, base));
+            own.test = own.test.take().map(|p| absolute(&p, base));
         }
     }
     for teacher in recipe.distill.teachers.values_mut().flat_map(|given| &mut given.0) {

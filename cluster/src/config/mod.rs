@@ -12,8 +12,8 @@ pub use error::ConfigError;
 pub use given_teacher::{GivenTeacher, GivenTeachers};
 pub use load::{Override, load, load_resolved};
 pub use schema::{
-    Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, Layout, Mode, ModelSection, Recipe,
-    RegressionOutput, Sampling, SamplingMethod,
+    Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, Layout, Mode, ModelSection,
+    PredictedSplit, Recipe, RegressionOutput, Sampling, SamplingMethod,
 };
 pub use task_entry::{OwnTask, TaskEntry, TaskType};
 pub use train::{LayerwiseDecay, LossReduction, OptimizerKind, RateScaling, TrainSection, TrainSettings};

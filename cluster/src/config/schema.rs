@@ -39,12 +39,38 @@ pub struct Recipe {
     /// How often each task is drawn.
     #[serde(default)]
     pub sampling: Sampling,
+    /// Which splits the last models are asked about at the end: `test` (with GLUE's AX), `dev`, `train`.
+    #[serde(default)]
+    pub predict: Vec<PredictedSplit>,
     /// When and how many.
     #[serde(default)]
     pub checkpoint: CheckpointSection,
     /// How the work is spread; nothing in here changes the mathematics.
     #[serde(default)]
     pub cluster: ClusterSection,
+}
+
+/// A split, or a group of splits, to predict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PredictedSplit {
+    /// What was learnt from.
+    Train,
+    /// What models were judged on; MNLI's mismatched dev split, too.
+    Dev,
+    /// Test sets, which have no gold labels.
+    Test,
+}
+
+impl PredictedSplit {
+    /// As in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            PredictedSplit::Train => "train",
+            PredictedSplit::Dev => "dev",
+            PredictedSplit::Test => "test",
+        }
+    }
 }
 
 /// Who teaches whom (section 3 of the BAM paper).
@@ -302,11 +328,12 @@ impl Recipe {
         self.data.tasks.iter().filter_map(resolve).collect()
     }
 
-    /// Hash of all that decides what is learnt. Where it runs, how often it saves and how many trials are made of it is
-    /// not part of it.
+    /// Hash of all that decides what is learnt. Where it runs, how often it saves, how many trials are made of it
+    /// and what is predicted in the end is not part of it.
     pub fn identity(&self) -> String {
         digest::of_json(&Recipe {
             trials: 1,
+            predict: vec![],
             checkpoint: CheckpointSection::default(),
             cluster: ClusterSection::default(),
             ..self.clone()

@@ -7,7 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::task::{Column, Dev, Kind, Layout, Malformed, Metric, Source, Task};
+use crate::task::{Column, Dev, FurtherSplit, Kind, Layout, Malformed, Metric, Source, Task};
 
 /// An entry of `data.tasks`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -33,6 +33,9 @@ pub struct OwnTask {
     /// Share of the training file's rows (a seeded choice) to judge on.
     #[serde(default)]
     pub dev_fraction: Option<f64>,
+    /// The test file, without gold labels; for predictions.
+    #[serde(default)]
+    pub test: Option<PathBuf>,
     /// Whether the files start with a row of column names.
     #[serde(default = "yes")]
     pub header: bool,
@@ -101,10 +104,17 @@ impl OwnTask {
             header: self.header,
             text: self.text.clone(),
             text_b: self.text_b.clone(),
-            label: self.label.clone(),
+            label: Some(self.label.clone()),
+            index: None,
             malformed: Malformed::Refuse,
         };
-        let source = Source { train: self.train.clone(), dev, layout };
+        let test = |file: &PathBuf| FurtherSplit {
+            name: "test".to_owned(),
+            files: vec![file.clone()],
+            layout: Layout { label: None, ..layout.clone() },
+        };
+        let further = self.test.iter().map(test).collect();
+        let source = Source { train: self.train.clone(), dev, layout, further };
         Task { name: self.name.clone(), kind, metrics: vec![self.metric()], unordered: self.unordered, source }
     }
 }

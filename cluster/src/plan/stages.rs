@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mixture::Mixture;
 use super::schedule::Schedule;
-use crate::config::{Annealing, Breadth, GivenTeacher, GivenTeachers, Mode, Recipe, TrainSettings};
+use crate::config::{Annealing, Breadth, GivenTeacher, GivenTeachers, Mode, PredictedSplit, Recipe, TrainSettings};
 use crate::digest;
 
 /// Base of the names of stages that run teachers.
@@ -21,6 +21,9 @@ pub struct TaskSize {
     pub train: usize,
     /// Dev examples.
     pub dev: usize,
+    /// Rows of each further split that is to be predicted and is there.
+    #[serde(default)]
+    pub further: BTreeMap<String, usize>,
 }
 
 /// A whole run.
@@ -53,6 +56,8 @@ pub enum StageWork {
     Train(TrainStage),
     /// Run teachers over their training data.
     Logits(LogitsStage),
+    /// Ask the last models about further splits.
+    Predict(PredictStage),
 }
 
 /// One model's training.
@@ -114,6 +119,33 @@ pub struct LogitsStage {
     pub teachers: Vec<Teacher>,
 }
 
+/// Questions to models that are trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PredictStage {
+    /// Every question.
+    pub questions: Vec<Question>,
+}
+
+/// What a model answers to every example of a split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// The stage that trained the model.
+    pub stage: String,
+    /// The task.
+    pub task: String,
+    /// The split.
+    pub split: String,
+    /// Examples of the split.
+    pub examples: usize,
+}
+
+impl Question {
+    /// What the answers are called among the products of the stage that gives them.
+    pub fn key(&self) -> String {
+        format!("{}-{} by {}", self.task, self.split, self.stage)
+    }
+}
+
 impl Plan {
     /// Derives the run from a recipe and the sizes of its tasks (in the recipe's order).
     pub fn derive(recipe: &Recipe, tasks: &[TaskSize]) -> Plan {
@@ -137,6 +169,10 @@ impl Plan {
                 shared.clone_from(&teachers);
             }
             stages.extend(trial.students(&teachers));
+        }
+        let questions = questions(recipe, tasks, &stages);
+        if !questions.is_empty() {
+            stages.push(Stage { name: "predict".into(), work: StageWork::Predict(PredictStage { questions }) });
         }
         Plan { recipe: recipe.identity(), tasks: tasks.to_vec(), stages }
     }
@@ -177,10 +213,35 @@ fn given_teachers(recipe: &Recipe) -> Vec<Teacher> {
 fn teachers_of(models: &[Stage], trial: &Trial, given: &BTreeMap<String, GivenTeachers>) -> Vec<Teacher> {
     let of_stage = |stage: &Stage| match &stage.work {
         StageWork::Train(train) => train.tasks.iter().map(|task| (task.clone(), stage.name.clone())).collect(),
-        StageWork::Prepare | StageWork::Logits(_) => vec![],
+        StageWork::Prepare | StageWork::Logits(_) | StageWork::Predict(_) => vec![],
     };
     let taught = models.iter().flat_map(of_stage).filter(|(task, _)| !given.contains_key(task));
     taught.map(|(task, name)| Teacher { task, name, logits: trial.name(LOGITS), given: None }).collect()
+}
+
+/// What each trial's last model of each task is asked.
+fn questions(recipe: &Recipe, tasks: &[TaskSize], stages: &[Stage]) -> Vec<Question> {
+    let mut last: BTreeMap<(u64, &str), &str> = BTreeMap::new();
+    for stage in stages {
+        if let StageWork::Train(train) = &stage.work {
+            last.extend(train.tasks.iter().map(|task| ((train.trial, task.as_str()), stage.name.as_str())));
+        }
+    }
+    let mut questions = vec![];
+    for ((_, task), stage) in last {
+        let Some(size) = tasks.iter().find(|t| t.task == task) else { continue };
+        let asked = |split: PredictedSplit| recipe.predict.contains(&split);
+        let own = [(PredictedSplit::Train, size.train), (PredictedSplit::Dev, size.dev)];
+        let own = own.into_iter().filter(|(split, _)| asked(*split)).map(|(split, n)| (split.name().to_owned(), n));
+        let further = size.further.iter().map(|(split, n)| (split.clone(), *n));
+        questions.extend(own.chain(further).map(|(split, examples)| Question {
+            stage: stage.to_owned(),
+            task: task.to_owned(),
+            split,
+            examples,
+        }));
+    }
+    questions
 }
 
 /// One of the times that everything is trained.
@@ -297,7 +358,7 @@ mod tests {
     fn plan(mode: &str) -> Plan {
         let text = format!("name: x\nmode: {mode}\nmodel: {{ path: m }}\ndata: {{ glue: g, tasks: [cola, rte] }}\n");
         let recipe: Recipe = serde_norway::from_str(&text).unwrap();
-        let size = |task: &str, train| TaskSize { task: task.into(), train, dev: 10 };
+        let size = |task: &str, train| TaskSize { task: task.into(), train, dev: 10, further: BTreeMap::new() };
         Plan::derive(&recipe, &[size("cola", 8551), size("rte", 2490)])
     }
 
@@ -371,6 +432,33 @@ mod tests {
         assert_eq!(training(&shared, "student@3").teachers, training(&shared, "student").teachers);
         let tuned = training(&plan("multi\ntrials: 2\ntrain: { fine_tune: {} }"), "fine-tuned-rte@2");
         assert_eq!(tuned.start.as_deref(), Some("multi@2"));
+    }
+
+    #[test]
+    fn the_last_models_of_each_trial_are_asked() {
+        let text = "name: x\nmodel: { path: m }\ndata: { glue: g, tasks: [cola, mnli] }\ntrials: 2\npredict: [dev, test]\n\
+                    train: { fine_tune: {} }\n";
+        let recipe: Recipe = serde_norway::from_str(text).unwrap();
+        let size = |task: &str, further: &[(&str, usize)]| TaskSize {
+            task: task.into(),
+            train: 100,
+            dev: 10,
+            further: further.iter().map(|(s, n)| ((*s).to_owned(), *n)).collect(),
+        };
+        let plan = Plan::derive(&recipe, &[size("cola", &[("test", 7)]), size("mnli", &[("ax", 5)])]);
+        let StageWork::Predict(predict) = &plan.stages.last().unwrap().work else { panic!() };
+        let said: Vec<String> = predict.questions.iter().map(|q| format!("{} ({})", q.key(), q.examples)).collect();
+        let expected = [
+            "cola-dev by fine-tuned-cola (10)",
+            "cola-test by fine-tuned-cola (7)",
+            "mnli-dev by fine-tuned-mnli (10)",
+            "mnli-ax by fine-tuned-mnli (5)",
+            "cola-dev by fine-tuned-cola@2 (10)",
+            "cola-test by fine-tuned-cola@2 (7)",
+            "mnli-dev by fine-tuned-mnli@2 (10)",
+            "mnli-ax by fine-tuned-mnli@2 (5)",
+        ];
+        assert_eq!(said, expected);
     }
 
     #[test]

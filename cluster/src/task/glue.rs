@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Column, Dev, Kind, Layout, Malformed, Metric, Source, Task};
+use super::{Column, Dev, FurtherSplit, Kind, Layout, Malformed, Metric, Source, Task};
 
 /// The GLUE tasks that can be trained on, by the names that recipes use.
 pub const NAMES: [&str; 9] = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"];
@@ -77,12 +77,81 @@ pub fn glue_task(name: &str, directory: &Path) -> Option<Task> {
                 header: row.header,
                 text: Column::Index(row.text),
                 text_b: row.text_b.map(Column::Index),
-                label: Column::Index(row.label),
+                label: Some(Column::Index(row.label)),
+                index: None,
                 malformed: row.malformed,
             },
+            further: further(name, row.folder, directory, row.label),
         },
     })
 }
+
+/// Text columns of a task's test file, all of which have a header and begin with the row's number.
+fn test_columns(name: &str) -> (i64, Option<i64>) {
+    match name {
+        "cola" | "sst2" => (1, None),
+        "mrpc" => (3, Some(4)),
+        "stsb" => (-2, Some(-1)),
+        "mnli" => (8, Some(9)),
+        _ => (1, Some(2)),
+    }
+}
+
+fn further(name: &str, folder: &str, glue: &Path, label: i64) -> Vec<FurtherSplit> {
+    let split = |split: &str, files: &[&str], (text, text_b): (i64, Option<i64>), label: Option<i64>| FurtherSplit {
+        name: split.to_owned(),
+        files: files.iter().map(|f| glue.join(f)).collect(),
+        layout: Layout {
+            header: true,
+            text: Column::Index(text),
+            text_b: text_b.map(Column::Index),
+            label: label.map(Column::Index),
+            index: label.is_none().then_some(Column::Index(0)),
+            malformed: Malformed::Refuse,
+        },
+    };
+    let columns = test_columns(name);
+    if name != "mnli" {
+        return vec![split("test", &[&format!("{folder}/test.tsv")], columns, None)];
+    }
+    vec![
+        split("dev-mismatched", &["MNLI/dev_mismatched.tsv"], columns, Some(label)),
+        split("test", &["MNLI/test_matched.tsv"], columns, None),
+        split("test-mismatched", &["MNLI/test_mismatched.tsv"], columns, None),
+        split("ax", &["AX/diagnostic.tsv", "diagnostic/diagnostic.tsv", "AX/AX.tsv"], (1, Some(2)), None),
+    ]
+}
+
+/// One file of a submission to GLUE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubmissionFile {
+    /// In the zip.
+    pub file: &'static str,
+    /// The task whose model answers.
+    pub task: &'static str,
+    /// Of which split.
+    pub split: &'static str,
+}
+
+/// The files of a submission, all of which GLUE wants.
+pub const SUBMISSION: [SubmissionFile; 11] = {
+    const fn of(file: &'static str, task: &'static str, split: &'static str) -> SubmissionFile {
+        SubmissionFile { file, task, split }
+    }
+    [
+        of("CoLA.tsv", "cola", "test"),
+        of("SST-2.tsv", "sst2", "test"),
+        of("MRPC.tsv", "mrpc", "test"),
+        of("STS-B.tsv", "stsb", "test"),
+        of("MNLI-m.tsv", "mnli", "test"),
+        of("MNLI-mm.tsv", "mnli", "test-mismatched"),
+        of("QNLI.tsv", "qnli", "test"),
+        of("QQP.tsv", "qqp", "test"),
+        of("RTE.tsv", "rte", "test"),
+        of("WNLI.tsv", "wnli", "test"),
+        of("AX.tsv", "mnli", "ax"),
+    ]
+};
 
 #[cfg(test)]
 mod tests {
@@ -95,5 +164,17 @@ mod tests {
             assert!(task.metrics.iter().all(|m| m.is_for_classes() == task.kind.is_classification()), "{name}");
         }
         assert!(glue_task("ax", Path::new("glue")).is_none());
+    }
+
+    #[test]
+    fn every_file_of_a_submission_has_its_split() {
+        for SubmissionFile { file, task, split } in SUBMISSION {
+            let task = glue_task(task, Path::new("glue")).expect(file);
+            assert!(task.source.further.iter().any(|f| f.name == split && f.belongs_to("test")), "{file}");
+        }
+        let mnli = glue_task("mnli", Path::new("glue")).expect("mnli");
+        let of_dev: Vec<&str> =
+            mnli.source.further.iter().filter(|f| f.belongs_to("dev")).map(|f| f.name.as_str()).collect();
+        assert_eq!(of_dev, ["dev-mismatched"]);
     }
 }

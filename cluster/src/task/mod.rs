@@ -5,12 +5,12 @@ mod glue;
 mod read;
 mod split;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use glue::{NAMES as GLUE_NAMES, glue_task};
-pub use read::{DataError, Example, Table, read_table};
+pub use glue::{NAMES as GLUE_NAMES, SUBMISSION, SubmissionFile, glue_task};
+pub use read::{DataError, Example, Table, read_split, read_table};
 pub use split::{Examples, Selection, read_examples};
 
 /// A task to learn: what its head puts out, how it is judged, where its examples are.
@@ -122,6 +122,32 @@ pub struct Source {
     pub dev: Dev,
     /// The columns, the same in both files.
     pub layout: Layout,
+    /// Further splits, which are neither learnt from nor chosen by: test sets and the like.
+    pub further: Vec<FurtherSplit>,
+}
+
+/// A split that models can be asked about.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FurtherSplit {
+    /// `test`, `test-mismatched`, `dev-mismatched`, `ax`.
+    pub name: String,
+    /// Where it may be; the first file that is there counts.
+    pub files: Vec<PathBuf>,
+    /// Its columns.
+    pub layout: Layout,
+}
+
+impl FurtherSplit {
+    /// The file that is there.
+    pub fn file(&self) -> Option<&Path> {
+        self.files.iter().find(|f| f.exists()).map(PathBuf::as_path)
+    }
+
+    /// Whether a recipe that asks for the predictions of `asked` (`dev`, `test`) means this one.
+    pub fn belongs_to(&self, asked: &str) -> bool {
+        let group = if self.name == "ax" { "test" } else { self.name.as_str() };
+        group.split('-').next() == Some(asked)
+    }
 }
 
 /// Where the dev split comes from.
@@ -143,8 +169,10 @@ pub struct Layout {
     pub text: Column,
     /// The second text of a pair.
     pub text_b: Option<Column>,
-    /// The gold label.
-    pub label: Column,
+    /// The gold label; none in test sets.
+    pub label: Option<Column>,
+    /// Where the row's number stands, if it is to be compared with the row's place.
+    pub index: Option<Column>,
     /// What to do with a row that lacks one of these columns.
     pub malformed: Malformed,
 }

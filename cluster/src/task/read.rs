@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Column, Kind, Layout, Malformed, Task};
+use super::{Column, FurtherSplit, Kind, Layout, Malformed, Task};
 use crate::digest;
 
 /// One labelled text, or pair of texts.
@@ -15,7 +15,7 @@ pub struct Example {
     pub text: String,
     /// The second text of a pair.
     pub text_b: Option<String>,
-    /// Class index; for regression the score on the task's own scale.
+    /// Class index; for regression the score on the task's own scale. NaN in a split without labels.
     pub label: f32,
 }
 
@@ -91,7 +91,8 @@ pub enum DataError {
 struct Positions {
     text: Position,
     text_b: Option<Position>,
-    label: Position,
+    label: Option<Position>,
+    index: Option<Position>,
 }
 
 #[derive(Clone, Copy)]
@@ -110,11 +111,23 @@ impl Position {
     }
 }
 
-/// Reads all examples of one file of `task`.
+/// Reads all examples of the training or dev file of `task`.
 ///
 /// # Errors
 /// A missing or empty file, a missing column, an unknown label, a score out of range, text that is not UTF-8.
 pub fn read_table(task: &Task, path: &Path) -> Result<Table, DataError> {
+    read(task, path, &task.source.layout)
+}
+
+/// Reads all examples of a further split of `task`, from its file `path`.
+///
+/// # Errors
+/// As for [`read_table`], and a row whose number is not its place, as when rows are missing.
+pub fn read_split(task: &Task, split: &FurtherSplit, path: &Path) -> Result<Table, DataError> {
+    read(task, path, &split.layout)
+}
+
+fn read(task: &Task, path: &Path, layout: &Layout) -> Result<Table, DataError> {
     let unreadable = |source| DataError::Unreadable { task: task.name.clone(), path: path.to_owned(), source };
     let bytes = std::fs::read(path).map_err(unreadable)?;
     let sha256 = digest::of_bytes(&bytes);
@@ -124,7 +137,6 @@ pub fn read_table(task: &Task, path: &Path) -> Result<Table, DataError> {
         problem: "the text is not UTF-8".to_owned(),
         remedy: "convert the file to UTF-8".to_owned(),
     })?;
-    let layout = &task.source.layout;
     let mut lines = text
         .strip_prefix('\u{feff}')
         .unwrap_or(text)
@@ -138,7 +150,9 @@ pub fn read_table(task: &Task, path: &Path) -> Result<Table, DataError> {
         if line.is_empty() {
             continue;
         }
-        match example(task, &positions, table.rows, line).map_err(|fault| fault.at(task, path, number + 1))? {
+        match example(task, layout.malformed, &positions, table.rows, line)
+            .map_err(|fault| fault.at(task, path, number + 1))?
+        {
             Some(example) => table.examples.push(example),
             None => table.skipped += 1,
         }
@@ -167,7 +181,8 @@ fn positions(task: &Task, layout: &Layout, path: &Path, header: Option<&str>) ->
     Ok(Positions {
         text: position(&layout.text)?,
         text_b: layout.text_b.as_ref().map(position).transpose()?,
-        label: position(&layout.label)?,
+        label: layout.label.as_ref().map(position).transpose()?,
+        index: layout.index.as_ref().map(position).transpose()?,
     })
 }
 
@@ -177,6 +192,7 @@ enum Fault {
     Label(String),
     NotANumber(String),
     OutOfRange { value: f64, min: f64, max: f64 },
+    Index { found: String, place: u64 },
 }
 
 impl Fault {
@@ -186,6 +202,10 @@ impl Fault {
             Fault::Columns { found } => (
                 format!("a column that task '{name}' needs is missing (the row has {found})"),
                 "correct the columns in the recipe, or the row; fields are separated by tabs".to_owned(),
+            ),
+            Fault::Index { found, place } => (
+                format!("row {place} of task '{name}' has the number {found}: rows are missing or out of order"),
+                "fetch the file again; every row has to be answered under its own number".to_owned(),
             ),
             Fault::Label(label) => (
                 format!("unknown label '{label}' for task '{name}'"),
@@ -208,18 +228,29 @@ impl Fault {
 }
 
 /// One row as an example; `None` if it lacks columns and such rows are skipped.
-fn example(task: &Task, positions: &Positions, id: u64, line: &str) -> Result<Option<Example>, Fault> {
+fn example(
+    task: &Task,
+    malformed: Malformed,
+    positions: &Positions,
+    id: u64,
+    line: &str,
+) -> Result<Option<Example>, Fault> {
     let fields: Vec<&str> = line.split('\t').collect();
-    let text_b = positions.text_b.map(|p| p.of(&fields));
-    let (Some(text), Some(label), true) =
-        (positions.text.of(&fields), positions.label.of(&fields), text_b != Some(None))
-    else {
-        return match task.source.layout.malformed {
+    let of = |position: Option<Position>| position.map(|p| p.of(&fields));
+    let (text_b, label, index) = (of(positions.text_b), of(positions.label), of(positions.index));
+    let complete = ![text_b, label, index].contains(&Some(None));
+    let (Some(text), true) = (positions.text.of(&fields), complete) else {
+        return match malformed {
             Malformed::Skip => Ok(None),
             Malformed::Refuse => Err(Fault::Columns { found: fields.len() }),
         };
     };
-    let label = parse_label(&task.kind, label.trim())?;
+    if let Some(index) = index.flatten()
+        && index.trim().parse() != Ok(id)
+    {
+        return Err(Fault::Index { found: index.trim().to_owned(), place: id });
+    }
+    let label = label.flatten().map_or(Ok(f32::NAN), |l| parse_label(&task.kind, l.trim()))?;
     Ok(Some(Example { id, text: text.to_owned(), text_b: text_b.flatten().map(str::to_owned), label }))
 }
 
@@ -252,12 +283,12 @@ mod tests {
     use super::*;
 
     fn task(kind: Kind, layout: Layout) -> Task {
-        let source = Source { train: "t.tsv".into(), dev: Dev::Fraction(0.5), layout };
+        let source = Source { train: "t.tsv".into(), dev: Dev::Fraction(0.5), layout, further: vec![] };
         Task { name: "t".into(), kind, metrics: vec![Metric::Accuracy], unordered: false, source }
     }
 
     fn layout(header: bool, text: Column, text_b: Option<Column>, label: Column) -> Layout {
-        Layout { header, text, text_b, label, malformed: Malformed::Refuse }
+        Layout { header, text, text_b, label: Some(label), index: None, malformed: Malformed::Refuse }
     }
 
     fn yes_no() -> Kind {
@@ -285,6 +316,22 @@ mod tests {
         let table = read(&t, "a\tb\tno\nbroken\nc\td\tyes\n").unwrap();
         assert_eq!(table.skipped, 1);
         assert_eq!(table.examples.iter().map(|e| e.id).collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
+    fn a_split_without_labels_is_read_if_its_rows_are_all_there() {
+        let t = super::super::glue_task("rte", Path::new("g")).unwrap();
+        let split = &t.source.further[0];
+        let read = |content: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), content).unwrap();
+            read_split(&t, split, file.path())
+        };
+        let table = read("index\tsentence1\tsentence2\n0\ta\tb\n1\tc\td\n").unwrap();
+        assert!(table.examples.iter().all(|e| e.label.is_nan() && e.text_b.is_some()) && table.rows == 2);
+        let gap = read("index\tsentence1\tsentence2\n0\ta\tb\n2\tc\td\n").unwrap_err().to_string();
+        assert!(gap.contains("line 3: row 1 of task 'rte' has the number 2"), "{gap}");
+        assert!(read("index\tsentence1\tsentence2\n0\ta\n").unwrap_err().to_string().contains("a column that task"));
     }
 
     #[test]

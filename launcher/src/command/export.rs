@@ -86,7 +86,7 @@ fn choose(run: &RunDir, plan: &Plan, asked: Option<&str>) -> Result<String, Expo
         .iter()
         .filter_map(|stage| match &stage.work {
             StageWork::Train(train) => Some((stage.name.as_str(), train.tasks.len())),
-            StageWork::Prepare | StageWork::Logits(_) => None,
+            StageWork::Prepare | StageWork::Logits(_) | StageWork::Predict(_) => None,
         })
         .collect();
     let (found, problem) = match asked {

@@ -8,6 +8,7 @@ pub mod export;
 pub mod plan;
 pub mod report;
 pub mod run;
+pub mod submission;
 
 /// Prints to stdout. A reader that has seen enough (`| head`) is no error.
 fn print(text: &str) -> anyhow::Result<()> {

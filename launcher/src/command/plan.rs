@@ -40,7 +40,7 @@ fn render(project: &Project) -> String {
 fn trainings(project: &Project) -> impl Iterator<Item = (&str, &TrainStage)> {
     project.plan.stages.iter().filter_map(|stage| match &stage.work {
         StageWork::Train(train) => Some((stage.name.as_str(), train)),
-        StageWork::Prepare | StageWork::Logits(_) => None,
+        StageWork::Prepare | StageWork::Logits(_) | StageWork::Predict(_) => None,
     })
 }
 

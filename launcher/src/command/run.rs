@@ -10,10 +10,10 @@ use bam_cluster::files;
 use bam_cluster::plan::{Stage, StageWork};
 use bam_cluster::protocol::Begin;
 use bam_cluster::run_dir::RunDir;
-use bam_cluster::stage_record::{self, Scores, StageRecord, Standing, Sums};
+use bam_cluster::stage_record::{self, RecordError, Scores, StageRecord, Standing, Sums};
 
 use crate::backend::Programs;
-use crate::cli::RunArguments;
+use crate::cli::{PredictArguments, RunArguments};
 use crate::project::Project;
 use crate::report::Results;
 use crate::run_claim;
@@ -42,6 +42,12 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     conductor.run(inputs)
 }
 
+/// Runs a recipe that asks for these splits.
+pub fn predict(mut arguments: PredictArguments) -> anyhow::Result<u8> {
+    arguments.run.recipe.overrides.push(format!("predict=[{}]", arguments.split.join(", ")));
+    run(&arguments.run)
+}
+
 /// Takes the stages one after another.
 struct Conductor<'a> {
     project: &'a Project,
@@ -61,8 +67,7 @@ impl Conductor<'_> {
         for stage in &project.plan.stages {
             let name = &stage.name;
             let made_from = inputs.of(&self.run, stage)?;
-            if let Standing::Finished(record) = stage_record::standing(&self.run, name, &made_from)? {
-                stage_inputs::check_products(&self.run, &project.plan, stage)?;
+            if let Standing::Finished(record) = self.standing(stage, &made_from)? {
                 self.screen.line(&format!("{name}: done before"));
                 inputs.add(name, record.outputs);
                 continue;
@@ -85,6 +90,19 @@ impl Conductor<'_> {
         self.report()
     }
 
+    /// What is known of a stage, whose products are all there if it is complete.
+    fn standing(&self, stage: &Stage, made_from: &Sums) -> anyhow::Result<Standing> {
+        let standing = stage_record::standing(&self.run, &stage.name, made_from);
+        let products = stage_inputs::check_products(&self.run, &self.project.plan, stage);
+        match (&stage.work, standing) {
+            // Nothing is made from answers: other questions, or lost answers, are answered anew.
+            (StageWork::Predict(_), Err(RecordError::Changed { .. })) => Ok(Standing::Open),
+            (StageWork::Predict(_), Ok(Standing::Finished(_))) if products.is_err() => Ok(Standing::Open),
+            (_, Ok(Standing::Finished(record))) => products.map(|()| Standing::Finished(record)).map_err(Into::into),
+            (_, standing) => Ok(standing?),
+        }
+    }
+
     /// Starts a stage's ranks and stays with them.
     fn perform(&mut self, stage: &Stage, made_from: &Sums) -> anyhow::Result<End> {
         stage_record::begin(&self.run, &stage.name, made_from)?;
@@ -93,7 +111,7 @@ impl Conductor<'_> {
         let ranks = if processes == 1 { "1 process".to_owned() } else { format!("{processes} processes") };
         let work = match &stage.work {
             StageWork::Train(train) => format!("{} steps on ", train.schedule.total_steps),
-            StageWork::Prepare | StageWork::Logits(_) => String::new(),
+            StageWork::Prepare | StageWork::Logits(_) | StageWork::Predict(_) => String::new(),
         };
         self.screen.line(&format!("{}: {work}{ranks}", stage.name));
         let job = StageJob {
@@ -116,7 +134,9 @@ impl Conductor<'_> {
                     StageWork::Train(train) => {
                         format!("at step {step} of {}, with a checkpoint", train.schedule.total_steps)
                     }
-                    StageWork::Prepare | StageWork::Logits(_) => "before the stage was complete".to_owned(),
+                    StageWork::Prepare | StageWork::Logits(_) | StageWork::Predict(_) => {
+                        "before the stage was complete".to_owned()
+                    }
                 };
                 self.screen.line(&format!("{name}: stopped {at}; run the same command to go on"));
                 exit_code::STOPPED_AT_CHECKPOINT
@@ -131,6 +151,10 @@ impl Conductor<'_> {
     /// One line on a stage that has just been completed; for a model, with its scores on dev.
     fn summary(&self, stage: &Stage, seconds: f64) -> anyhow::Result<String> {
         let line = format!("{}: done in {}", stage.name, supervise::brief(seconds));
+        if let StageWork::Predict(predict) = &stage.work {
+            let answers: usize = predict.questions.iter().map(|q| q.examples).sum();
+            return Ok(format!("{line}; {answers} answers in stages/STAGE/predictions"));
+        }
         let StageWork::Train(train) = &stage.work else { return Ok(line) };
         let path = self.run.scores(&stage.name);
         let scores: Scores = files::read_json(&path).with_context(|| path.display().to_string())?.unwrap_or_default();

@@ -190,5 +190,5 @@ fn compare(baseline: &Line, line: &Line, tasks: &[(String, Metric)], pair: &str)
 fn answers(line: &Line, task: &str) -> anyhow::Result<Vec<Predictions>> {
     let Some(kind) = line.of.kinds.get(task) else { return Ok(vec![]) };
     let stages = line.column.samples.iter().filter_map(|s| s.stages.get(task));
-    stages.map(|stage| predictions::read(&line.of.run.predictions(stage, task), kind)).collect()
+    stages.map(|stage| predictions::read(&line.of.run.predictions(stage, task, "dev"), kind)).collect()
 }

@@ -203,7 +203,7 @@ impl Results {
 fn teaching_stages(plan: &Plan) -> BTreeSet<&str> {
     let teachers = plan.stages.iter().filter_map(|stage| match &stage.work {
         StageWork::Logits(logits) => Some(&logits.teachers),
-        StageWork::Prepare | StageWork::Train(_) => None,
+        StageWork::Prepare | StageWork::Train(_) | StageWork::Predict(_) => None,
     });
     teachers.flatten().filter(|t| t.given.is_none()).map(|t| t.name.as_str()).collect()
 }
@@ -224,7 +224,7 @@ mod tests {
         let run = RunDir::new(dir.path());
         let text = "name: x\nmodel: { path: /m }\ndata: { glue: /g, tasks: [mrpc, rte] }\n";
         let recipe: Recipe = serde_norway::from_str(text).unwrap();
-        let size = |task: &str| TaskSize { task: task.into(), train: 9, dev: 9 };
+        let size = |task: &str| TaskSize { task: task.into(), train: 9, dev: 9, further: BTreeMap::new() };
         let plan = Plan::derive(&recipe, &[size("mrpc"), size("rte")]);
         let scores = |accuracy, classes| TaskScores {
             metrics: BTreeMap::from([("accuracy".to_owned(), Some(accuracy)), ("f1".to_owned(), Some(0.9))]),
@@ -263,7 +263,7 @@ mod tests {
         let run = RunDir::new(dir.path());
         let text = "name: x\nmodel: { path: /m }\ndata: { glue: /g, tasks: [mrpc, stsb] }\ntrials: 2\ndistill: { ensemble: 2 }\n";
         let recipe: Recipe = serde_norway::from_str(text).unwrap();
-        let size = |task: &str| TaskSize { task: task.into(), train: 9, dev: 9 };
+        let size = |task: &str| TaskSize { task: task.into(), train: 9, dev: 9, further: BTreeMap::new() };
         let plan = Plan::derive(&recipe, &[size("mrpc"), size("stsb")]);
         for (i, stage) in plan.stages.iter().enumerate() {
             let StageWork::Train(train) = &stage.work else { continue };
@@ -289,7 +289,8 @@ mod tests {
         let kinds = |mode: &str| {
             let text = format!("name: x\nmode: {mode}\nmodel: {{ path: /m }}\ndata: {{ glue: /g, tasks: [rte] }}\n");
             let recipe: Recipe = serde_norway::from_str(&text).unwrap();
-            let plan = Plan::derive(&recipe, &[TaskSize { task: "rte".into(), train: 9, dev: 9 }]);
+            let plan =
+                Plan::derive(&recipe, &[TaskSize { task: "rte".into(), train: 9, dev: 9, further: BTreeMap::new() }]);
             let dir = tempfile::tempdir().unwrap();
             let results = Results::collect(&RunDir::new(dir.path()), &recipe, &plan).unwrap();
             results.columns.iter().map(|c| c.kind.key).collect::<Vec<_>>()

@@ -65,7 +65,8 @@ mod tests {
         let text = "name: x\nmodel: { path: m }\ndata: { glue: g, tasks: [rte] }\n\
                     train: { multi: { epochs: 2, batch_size: 10 } }\n";
         let recipe: Recipe = serde_norway::from_str(text).unwrap();
-        let plan = Plan::derive(&recipe, &[TaskSize { task: "rte".into(), train: 50, dev: 5 }]);
+        let plan =
+            Plan::derive(&recipe, &[TaskSize { task: "rte".into(), train: 50, dev: 5, further: Default::default() }]);
         let StageWork::Train(stage) = plan.stage("student").unwrap().work.clone() else { panic!() };
         stage
     }

@@ -94,6 +94,8 @@ impl Rank {
                     .iter()
                     .map(|t| (t.logits_key(), self.run.logits(&t.name, &t.task).join("manifest.json"))),
             ),
+            StageWork::Predict(predict) => self
+                .touch(predict.questions.iter().map(|q| (q.key(), self.run.predictions(&q.stage, &q.task, &q.split)))),
             StageWork::Train(train) => match self.train() {
                 Outcome::Finished { .. } => self.publish(&train.tasks),
                 stopped => return self.say(&FromRank::Done(stopped)),

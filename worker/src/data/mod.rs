@@ -6,6 +6,6 @@ pub mod token_file;
 pub mod tokenize;
 
 pub use hdf5_file::WriteError;
-pub use prepare::{PrepareError, prepare_task};
+pub use prepare::{PrepareError, prepare_task, tokenize};
 pub use token_file::{TokenFile, TokenFileError, TokenSet};
 pub use tokenize::{TokenizeError, Tokenizer, Tokens};

@@ -19,8 +19,8 @@ pub enum PrepareError {
     Tokenize {
         /// The task.
         task: String,
-        /// `train` or `dev`.
-        split: &'static str,
+        /// `train`, `dev` or a further one.
+        split: String,
         /// Row number in the source file.
         id: u64,
         /// Why.
@@ -49,22 +49,10 @@ pub fn prepare_task(
     let mut sums = Sums::new();
     let mut done = 0;
     for (split, examples_of_split) in [("train", &examples.train), ("dev", &examples.dev)] {
-        let mut set = TokenSet {
-            task: task.name.clone(),
-            split: split.to_owned(),
-            input_ids: Vec::new(),
-            token_type_ids: Vec::new(),
-            offsets: vec![0],
-            labels: Vec::with_capacity(examples_of_split.len()),
-            example_ids: Vec::with_capacity(examples_of_split.len()),
-            label_names: task.kind.output_names(),
-            max_length,
-            source_sha256: examples.source_sha256.clone(),
-            vocab_sha256: vocab_sha256.to_owned(),
-        };
+        let mut set = empty(task, split, max_length, vocab_sha256);
+        set.source_sha256.clone_from(&examples.source_sha256);
         for example in examples_of_split {
-            let failed = |source| PrepareError::Tokenize { task: task.name.clone(), split, id: example.id, source };
-            append(&mut set, example, tokenizer).map_err(failed)?;
+            append(&mut set, example, tokenizer)?;
             done += 1;
             if done % PROGRESS == 0 {
                 progress(done);
@@ -77,8 +65,43 @@ pub fn prepare_task(
     Ok(sums)
 }
 
-fn append(set: &mut TokenSet, example: &Example, tokenizer: &Tokenizer) -> Result<(), TokenizeError> {
-    let tokens = tokenizer.encode(&example.text, example.text_b.as_deref(), set.max_length)?;
+/// Tokenises examples that are not to be kept.
+///
+/// # Errors
+/// A text cannot be tokenised.
+pub fn tokenize(
+    task: &Task,
+    split: &str,
+    examples: &[Example],
+    tokenizer: &Tokenizer,
+    max_length: usize,
+    vocab_sha256: &str,
+) -> Result<TokenSet, PrepareError> {
+    let mut set = empty(task, split, max_length, vocab_sha256);
+    examples.iter().try_for_each(|example| append(&mut set, example, tokenizer))?;
+    Ok(set)
+}
+
+fn empty(task: &Task, split: &str, max_length: usize, vocab_sha256: &str) -> TokenSet {
+    TokenSet {
+        task: task.name.clone(),
+        split: split.to_owned(),
+        input_ids: vec![],
+        token_type_ids: vec![],
+        offsets: vec![0],
+        labels: vec![],
+        example_ids: vec![],
+        label_names: task.kind.output_names(),
+        max_length,
+        source_sha256: String::new(),
+        vocab_sha256: vocab_sha256.to_owned(),
+    }
+}
+
+fn append(set: &mut TokenSet, example: &Example, tokenizer: &Tokenizer) -> Result<(), PrepareError> {
+    let tokens = tokenizer.encode(&example.text, example.text_b.as_deref(), set.max_length).map_err(|source| {
+        PrepareError::Tokenize { task: set.task.clone(), split: set.split.clone(), id: example.id, source }
+    })?;
     set.token_type_ids.extend(tokens.types());
     set.input_ids.extend(&tokens.ids);
     set.offsets.push(set.input_ids.len());

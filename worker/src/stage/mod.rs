@@ -1,6 +1,7 @@
 //! The stages: what a rank does between meeting the others and leaving them.
 
 mod logits;
+mod predict;
 mod prepare;
 mod publish;
 mod train;
@@ -20,5 +21,6 @@ pub fn run(session: &Session) -> Result<Outcome> {
         StageWork::Prepare => prepare::run(session),
         StageWork::Train(stage) => train::run(session, stage),
         StageWork::Logits(stage) => logits::run(session, stage),
+        StageWork::Predict(stage) => predict::run(session, stage),
     }
 }

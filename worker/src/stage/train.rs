@@ -111,7 +111,7 @@ fn finish(session: &Session, tasks: &[&Task], model: &mut Bert) -> Result<Outcom
         let predictions = predict(model, head, &task.kind, &set, session.world.as_ref(), layout, output)?;
         scores.insert(task.name.clone(), score(&task.kind, &task.metrics, &predictions, &set.labels));
         if session.is_first() {
-            let path = session.run.predictions(stage, &task.name);
+            let path = session.run.predictions(stage, &task.name, "dev");
             let text = table(task, &set, &predictions);
             files::write_atomically(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
         }
@@ -127,15 +127,17 @@ fn finish(session: &Session, tasks: &[&Task], model: &mut Bert) -> Result<Outcom
     Ok(Outcome::Finished { outputs })
 }
 
-/// Predictions as a tab-separated table: id, prediction, gold; classes by name.
-fn table(task: &Task, set: &TokenSet, predictions: &[f32]) -> String {
+/// Predictions as a tab-separated table: id, prediction, gold if it is known; classes by name.
+pub(super) fn table(task: &Task, set: &TokenSet, predictions: &[f32]) -> String {
     let show = |value: f32| match &task.kind {
         Kind::Classification { labels, .. } => labels.get(value as usize).cloned().unwrap_or_default(),
         Kind::Regression { .. } => format!("{value:.3}"),
     };
-    let mut text = "id\tprediction\tgold\n".to_owned();
+    let has_gold = set.labels.iter().all(|l| l.is_finite());
+    let mut text = if has_gold { "id\tprediction\tgold\n".to_owned() } else { "id\tprediction\n".to_owned() };
     for ((id, prediction), gold) in set.example_ids.iter().zip(predictions).zip(&set.labels) {
-        text += &format!("{id}\t{}\t{}\n", show(*prediction), show(*gold));
+        let gold = if has_gold { format!("\t{}", show(*gold)) } else { String::new() };
+        text += &format!("{id}\t{}{gold}\n", show(*prediction));
     }
     text
 }
