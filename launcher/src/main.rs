@@ -1,6 +1,7 @@
 //! The program `bam`: plans a run, starts its workers through MPI, watches them and reports. No libtorch, no MPI.
 
 mod backend;
+mod choice;
 mod cli;
 mod command;
 mod failure;

@@ -67,6 +67,11 @@ impl<'a> StageInputs<'a> {
         match &stage.work {
             StageWork::Prepare => self.prepare(&mut inputs),
             StageWork::Train(train) => self.train(run, train, &mut inputs)?,
+            StageWork::Choose(choose) => {
+                for candidate in &choose.candidates {
+                    self.copy(run, candidate, "model", format!("model {candidate}"), &mut inputs)?;
+                }
+            }
             StageWork::Logits(logits) => self.logits(run, logits, &mut inputs)?,
             StageWork::Predict(predict) => self.predict(run, predict, &mut inputs)?,
         }
@@ -155,7 +160,9 @@ pub fn check_products(run: &RunDir, plan: &Plan, stage: &Stage) -> Result<(), Mi
             let splits = |task: &str| ["train", "dev"].map(|split| run.data(task, split));
             plan.tasks.iter().flat_map(|t| splits(&t.task)).collect()
         }
-        StageWork::Train(_) => vec![run.model(&stage.name).join("model.safetensors"), run.scores(&stage.name)],
+        StageWork::Train(_) | StageWork::Choose(_) => {
+            vec![run.model(&stage.name).join("model.safetensors"), run.scores(&stage.name)]
+        }
         StageWork::Logits(logits) => {
             logits.teachers.iter().map(|t| run.logits(&t.name, &t.task).join("manifest.json")).collect()
         }

@@ -74,3 +74,35 @@ fn trials_may_share_their_teachers() {
     assert_eq!(run.stages(), ["logits", "prepare", "student", "student@2", "teacher-cola"]);
     assert_ne!(run.weights_sha256("student"), run.weights_sha256("student@2"));
 }
+
+#[test]
+fn a_search_keeps_the_best_of_each_task() {
+    let place = Workplace::new();
+    let mut recipe = Recipe::of(&["cola", "warmth"]);
+    recipe.mode = "single-to-multi".into();
+    // With the first rate nothing is learnt.
+    recipe.single =
+        "epochs: 2, batch_size: 16, layerwise_decay: 1.0, search: { learning_rate: [1.0e-9, 0.002] }".into();
+    recipe.multi = "epochs: 1, batch_size: 16".into();
+    recipe.cluster = "processes: 1".into();
+    place.recipe("recipe.yaml", &recipe);
+    let done = place.bam(["run", "recipe.yaml"]).expect(0);
+    let run = Run::new(place.at("runs/tiny"));
+    for task in ["cola", "warmth"] {
+        let choice = run.json(&format!("stages/teacher-{task}/choice.json"));
+        let scores: Vec<f64> =
+            choice["candidates"].as_array().unwrap().iter().map(|c| c["score"].as_f64().unwrap_or(-1.0)).collect();
+        let best = if scores[1] > scores[0] { 2 } else { 1 };
+        let chosen = format!("teacher-{task}+{best}");
+        assert_eq!(choice["chosen"], chosen.as_str());
+        assert_eq!(run.weights_sha256(&format!("teacher-{task}")), run.weights_sha256(&chosen));
+        assert!(run.at(format!("logits/teacher-{task}/{task}/manifest.json")).is_file());
+        assert_eq!(line(&done.stdout, task).split_whitespace().count(), 5, "{done}");
+    }
+    assert!(format!("{done}").contains("are the best of 2 on dev; dev: warmth pearson"), "{done}");
+    let again = place.bam(["run", "recipe.yaml"]).expect(0);
+    assert_eq!(again.stdout.matches("done before").count() + again.stderr.matches("done before").count(), 9, "{again}");
+    recipe.multi = "epochs: 1, search: { learning_rate: [0.1] }".into();
+    place.recipe("wrong.yaml", &recipe);
+    place.bam(["plan", "wrong.yaml"]).finish().expect_error(2, &["train.multi.search", "train.single.search"]);
+}

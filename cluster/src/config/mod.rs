@@ -16,4 +16,4 @@ pub use schema::{
     PredictedSplit, Recipe, RegressionOutput, Sampling, SamplingMethod,
 };
 pub use task_entry::{OwnTask, TaskEntry, TaskType};
-pub use train::{LayerwiseDecay, LossReduction, OptimizerKind, RateScaling, TrainSection, TrainSettings};
+pub use train::{LayerwiseDecay, LossReduction, OptimizerKind, RateScaling, Search, TrainSection, TrainSettings};

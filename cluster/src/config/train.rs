@@ -62,9 +62,39 @@ pub struct TrainSettings {
     pub optimizer: OptimizerKind,
     /// Mean over the global batch, or sum as in the reference implementation.
     pub loss_reduction: LossReduction,
+    /// Settings to try, for models of one task: each task's model is trained with every combination, and the one that is
+    /// best on dev counts, as BERT and BAM did it.
+    pub search: Option<Search>,
+}
+
+/// Settings to try; an empty list leaves the setting as it is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Search {
+    /// Peak learning rates.
+    pub learning_rate: Vec<f64>,
+    /// Factors between the rates of neighbouring layers.
+    pub layerwise_decay: Vec<f64>,
 }
 
 impl TrainSettings {
+    /// The settings of every training that the search asks for; these alone without a search.
+    pub fn candidates(&self) -> Vec<TrainSettings> {
+        let Some(search) = &self.search else { return vec![self.clone()] };
+        let without = TrainSettings { search: None, ..self.clone() };
+        let mut all = vec![without];
+        if !search.learning_rate.is_empty() {
+            let with = |s: &TrainSettings, rate: f64| TrainSettings { learning_rate: rate, ..s.clone() };
+            all = all.iter().flat_map(|s| search.learning_rate.iter().map(|r| with(s, *r))).collect();
+        }
+        if !search.layerwise_decay.is_empty() {
+            let with =
+                |s: &TrainSettings, factor| TrainSettings { layerwise_decay: LayerwiseDecay::All(factor), ..s.clone() };
+            all = all.iter().flat_map(|s| search.layerwise_decay.iter().map(|f| with(s, *f))).collect();
+        }
+        all
+    }
+
     /// Peak learning rate of these batches.
     pub fn peak_rate(&self) -> f64 {
         let times = self.batch_size as f64 / self.rate_batch_size as f64;
@@ -164,6 +194,7 @@ struct TrainSettingsInput {
     clip_norm: Option<f64>,
     optimizer: Option<OptimizerKind>,
     loss_reduction: Option<LossReduction>,
+    search: Option<Search>,
 }
 
 impl TrainSettingsInput {
@@ -181,6 +212,7 @@ impl TrainSettingsInput {
             clip_norm: self.clip_norm.unwrap_or(1.0),
             optimizer: self.optimizer.unwrap_or_default(),
             loss_reduction: self.loss_reduction.unwrap_or_default(),
+            search: self.search,
         }
     }
 }
@@ -192,5 +224,25 @@ impl From<TrainSectionInput> for TrainSection {
             multi: input.multi.or(6, 128, 1e-4),
             fine_tune: input.fine_tune.map(|settings| settings.or(3, 32, 1e-5)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_tries_every_combination() {
+        let read = |text: &str| serde_norway::from_str::<TrainSection>(text).unwrap().single.candidates();
+        assert_eq!(read("{}").len(), 1);
+        let tried: Vec<(f64, LayerwiseDecay, bool)> =
+            read("single: { search: { learning_rate: [5.0e-5, 3.0e-5], layerwise_decay: [1.0, 0.9] } }")
+                .into_iter()
+                .map(|s| (s.learning_rate, s.layerwise_decay, s.search.is_none()))
+                .collect();
+        let all = LayerwiseDecay::All;
+        let expected = [(5e-5, all(1.0), true), (5e-5, all(0.9), true), (3e-5, all(1.0), true), (3e-5, all(0.9), true)];
+        assert_eq!(tried, expected);
+        assert_eq!(read("single: { search: { learning_rate: [2.0e-5] } }")[0].layerwise_decay, all(0.9));
     }
 }

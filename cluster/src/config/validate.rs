@@ -21,8 +21,16 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
     check_tasks(recipe)?;
     for (breadth, key) in [(Breadth::Single, "train.single"), (Breadth::Multi, "train.multi")] {
         if recipe.mode.trains(breadth) {
-            check_training(recipe, key, recipe.train.of(breadth))?;
+            for settings in recipe.train.of(breadth).candidates() {
+                check_training(recipe, key, &settings)?;
+            }
         }
+    }
+    for (settings, key) in
+        [(Some(&recipe.train.multi), "train.multi"), (recipe.train.fine_tune.as_ref(), "train.fine_tune")]
+    {
+        let searches = settings.is_some_and(|s| s.search.is_some());
+        require(!searches, &format!("{key}.search"), "is for models of one task: train.single.search")?;
     }
     if let Some(settings) = &recipe.train.fine_tune {
         let has_multi = recipe.mode.students() == Breadth::Multi;

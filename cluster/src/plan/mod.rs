@@ -15,4 +15,6 @@ pub use receipt::Receipt;
 pub use sampling::{Draw, Sampler};
 pub use schedule::{Schedule, layer_multiplier};
 pub use slice::slice_by_cost;
-pub use stages::{LogitsStage, Plan, PredictStage, Question, Stage, StageWork, TaskSize, Teacher, TrainStage};
+pub use stages::{
+    ChooseStage, LogitsStage, ModelStage, Plan, PredictStage, Question, Stage, StageWork, TaskSize, Teacher, TrainStage,
+};

@@ -54,6 +54,8 @@ pub enum StageWork {
     Prepare,
     /// Train one model and judge it on dev.
     Train(TrainStage),
+    /// Choose the model that is best on dev.
+    Choose(ChooseStage),
     /// Run teachers over their training data.
     Logits(LogitsStage),
     /// Ask the last models about further splits.
@@ -89,6 +91,49 @@ pub struct TrainStage {
     pub temperature: f64,
     /// The stage whose model it goes on from; none: from the pretrained encoder.
     pub start: Option<String>,
+    /// Whether another stage chooses between its model and others.
+    pub is_candidate: bool,
+}
+
+/// A choice between models of one task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChooseStage {
+    /// The task; one, as a list for those who ask what a model has learnt.
+    pub tasks: Vec<String>,
+    /// The stages whose models there are.
+    pub candidates: Vec<String>,
+    /// As for [`TrainStage`].
+    pub trial: u64,
+    /// As for [`TrainStage`].
+    pub member: usize,
+}
+
+/// A stage that leaves a model for others to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelStage<'a> {
+    /// What the model has learnt.
+    pub tasks: &'a [String],
+    /// As for [`TrainStage`].
+    pub trial: u64,
+    /// As for [`TrainStage`].
+    pub member: usize,
+    /// Whether it goes on from another stage's model.
+    pub is_tuned: bool,
+}
+
+impl Stage {
+    /// What model it leaves, if it leaves one. Candidates, between which another stage chooses, do not count.
+    pub fn model(&self) -> Option<ModelStage<'_>> {
+        match &self.work {
+            StageWork::Train(t) if !t.is_candidate => {
+                Some(ModelStage { tasks: &t.tasks, trial: t.trial, member: t.member, is_tuned: t.start.is_some() })
+            }
+            StageWork::Choose(c) => {
+                Some(ModelStage { tasks: &c.tasks, trial: c.trial, member: c.member, is_tuned: false })
+            }
+            StageWork::Prepare | StageWork::Train(_) | StageWork::Logits(_) | StageWork::Predict(_) => None,
+        }
+    }
 }
 
 /// A model that teaches a task.
@@ -211,9 +256,9 @@ fn given_teachers(recipe: &Recipe) -> Vec<Teacher> {
 
 /// Each task with every stage that learns it, but for tasks whose teachers are given.
 fn teachers_of(models: &[Stage], trial: &Trial, given: &BTreeMap<String, GivenTeachers>) -> Vec<Teacher> {
-    let of_stage = |stage: &Stage| match &stage.work {
-        StageWork::Train(train) => train.tasks.iter().map(|task| (task.clone(), stage.name.clone())).collect(),
-        StageWork::Prepare | StageWork::Logits(_) | StageWork::Predict(_) => vec![],
+    let of_stage = |stage: &Stage| -> Vec<(String, String)> {
+        let tasks = stage.model().map(|m| m.tasks).unwrap_or_default();
+        tasks.iter().map(|task| (task.clone(), stage.name.clone())).collect()
     };
     let taught = models.iter().flat_map(of_stage).filter(|(task, _)| !given.contains_key(task));
     taught.map(|(task, name)| Teacher { task, name, logits: trial.name(LOGITS), given: None }).collect()
@@ -223,8 +268,8 @@ fn teachers_of(models: &[Stage], trial: &Trial, given: &BTreeMap<String, GivenTe
 fn questions(recipe: &Recipe, tasks: &[TaskSize], stages: &[Stage]) -> Vec<Question> {
     let mut last: BTreeMap<(u64, &str), &str> = BTreeMap::new();
     for stage in stages {
-        if let StageWork::Train(train) = &stage.work {
-            last.extend(train.tasks.iter().map(|task| ((train.trial, task.as_str()), stage.name.as_str())));
+        if let Some(model) = stage.model() {
+            last.extend(model.tasks.iter().map(|task| ((model.trial, task.as_str()), stage.name.as_str())));
         }
     }
     let mut questions = vec![];
@@ -296,21 +341,34 @@ impl Trial<'_> {
         member: usize,
         teachers: &[Teacher],
     ) -> Vec<Stage> {
-        let settings = self.recipe.train.of(breadth);
-        // Task names have no dot, so that a second 'rte' is never mistaken for a task 'rte-2'.
+        let settings = self.recipe.train.of(breadth).candidates();
+        // Task names have neither dot nor plus, so that a second 'rte' is never mistaken for a task 'rte-2'.
         let ending = if member == 1 { String::new() } else { format!(".{member}") };
-        let stage = |base: String, learnt: &[TaskSize]| {
+        let stages = |base: String, learnt: &[TaskSize]| {
             let taught = |t: &&Teacher| learnt.iter().any(|l| l.task == t.task);
-            let teachers = teachers.iter().filter(taught).cloned().collect();
-            let train = TrainStage { member, ..self.training(&base, learnt, settings, teachers) };
-            Stage { name: self.name(&base), work: StageWork::Train(train) }
+            let teachers: Vec<Teacher> = teachers.iter().filter(taught).cloned().collect();
+            let train = |settings| TrainStage { member, ..self.training(&base, learnt, settings, teachers.clone()) };
+            if let [only] = &settings[..] {
+                return vec![Stage { name: self.name(&base), work: StageWork::Train(train(only)) }];
+            }
+            let candidate = |(i, settings)| Stage {
+                name: self.name(&format!("{base}+{}", i + 1)),
+                work: StageWork::Train(TrainStage { is_candidate: true, ..train(settings) }),
+            };
+            let mut stages: Vec<Stage> = settings.iter().enumerate().map(candidate).collect();
+            let candidates = stages.iter().map(|s| s.name.clone()).collect();
+            let tasks = learnt.iter().map(|l| l.task.clone()).collect();
+            let choice = ChooseStage { tasks, candidates, trial: self.number, member };
+            stages.push(Stage { name: self.name(&base), work: StageWork::Choose(choice) });
+            stages
         };
         match breadth {
             Breadth::Multi if tasks.is_empty() => vec![],
-            Breadth::Multi => vec![stage(format!("{role}{ending}"), tasks)],
-            Breadth::Single => {
-                tasks.iter().map(|t| stage(format!("{role}-{}{ending}", t.task), std::slice::from_ref(t))).collect()
-            }
+            Breadth::Multi => stages(format!("{role}{ending}"), tasks),
+            Breadth::Single => tasks
+                .iter()
+                .flat_map(|t| stages(format!("{role}-{}{ending}", t.task), std::slice::from_ref(t)))
+                .collect(),
         }
     }
 
@@ -347,6 +405,7 @@ impl Trial<'_> {
             teachers,
             temperature: recipe.distill.temperature,
             start: None,
+            is_candidate: false,
         }
     }
 }
@@ -432,6 +491,22 @@ mod tests {
         assert_eq!(training(&shared, "student@3").teachers, training(&shared, "student").teachers);
         let tuned = training(&plan("multi\ntrials: 2\ntrain: { fine_tune: {} }"), "fine-tuned-rte@2");
         assert_eq!(tuned.start.as_deref(), Some("multi@2"));
+    }
+
+    #[test]
+    fn a_search_trains_candidates_and_chooses() {
+        let search = "train: { single: { search: { learning_rate: [5.0e-5, 3.0e-5] } } }";
+        let plan = plan(&format!("single-to-multi\n{search}"));
+        let expected =
+            ["teacher-cola+1", "teacher-cola+2", "teacher-cola", "teacher-rte+1", "teacher-rte+2", "teacher-rte"];
+        assert_eq!(names(&plan)[1..7], expected);
+        let StageWork::Choose(choice) = &plan.stage("teacher-rte").unwrap().work else { panic!() };
+        assert_eq!((choice.tasks.as_slice(), choice.candidates.len()), (&["rte".to_owned()][..], 2));
+        let [first, second] = ["teacher-rte+1", "teacher-rte+2"].map(|s| training(&plan, s));
+        assert_eq!((first.seed, first.settings.learning_rate), (second.seed, 5e-5));
+        assert_eq!(second.settings.learning_rate, 3e-5);
+        let teachers: Vec<String> = training(&plan, "student").teachers.into_iter().map(|t| t.name).collect();
+        assert_eq!(teachers, ["teacher-cola", "teacher-rte"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::process;
 use anyhow::Context;
 use bam_cluster::exit_code;
 use bam_cluster::files;
-use bam_cluster::plan::{Plan, StageWork};
+use bam_cluster::plan::Plan;
 use bam_cluster::published::{HEADS, PublishedHead, TOKENIZER_FILES, describe_heads, heads_of};
 use bam_cluster::run_dir::RunDir;
 use safetensors::SafeTensors;
@@ -84,10 +84,7 @@ fn choose(run: &RunDir, plan: &Plan, asked: Option<&str>) -> Result<String, Expo
     let trained: Vec<(&str, usize)> = plan
         .stages
         .iter()
-        .filter_map(|stage| match &stage.work {
-            StageWork::Train(train) => Some((stage.name.as_str(), train.tasks.len())),
-            StageWork::Prepare | StageWork::Logits(_) | StageWork::Predict(_) => None,
-        })
+        .filter_map(|stage| stage.model().map(|model| (stage.name.as_str(), model.tasks.len())))
         .collect();
     let (found, problem) = match asked {
         Some(name) => (trained.iter().find(|(n, _)| *n == name), format!("no stage '{name}' trains a model")),

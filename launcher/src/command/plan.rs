@@ -37,10 +37,11 @@ fn render(project: &Project) -> String {
     text
 }
 
+/// The trainings of the first trial and of the first member of an ensemble; the others differ in their seeds alone.
 fn trainings(project: &Project) -> impl Iterator<Item = (&str, &TrainStage)> {
     project.plan.stages.iter().filter_map(|stage| match &stage.work {
-        StageWork::Train(train) => Some((stage.name.as_str(), train)),
-        StageWork::Prepare | StageWork::Logits(_) | StageWork::Predict(_) => None,
+        StageWork::Train(train) => (train.trial == 1 && train.member == 1).then_some((stage.name.as_str(), train)),
+        _ => None,
     })
 }
 
@@ -56,9 +57,9 @@ fn head(project: &Project) -> String {
     let shape = &encoder.config;
     let warnings: String = project.warnings.iter().map(|w| format!("warning: {w}\n")).collect();
     format!(
-        "{} ({mode})\nseed {}, processes {}, at most {} tokens\nencoder {}: {} layers of width {}, {} parameters\n{warnings}",
+        "{} ({mode})\n{}, processes {}, at most {} tokens\nencoder {}: {} layers of width {}, {} parameters\n{warnings}",
         recipe.name,
-        recipe.seed,
+        seeds(recipe.seed, recipe.trials),
         recipe.cluster.processes,
         recipe.model.max_length,
         encoder.directory.display(),
@@ -66,6 +67,14 @@ fn head(project: &Project) -> String {
         shape.hidden_size,
         thousands(shape.parameters()),
     )
+}
+
+fn seeds(first: u64, trials: u64) -> String {
+    if trials == 1 {
+        format!("seed {first}")
+    } else {
+        format!("{trials} trials, seeds {first} to {}", first + trials - 1)
+    }
 }
 
 fn tasks(project: &Project) -> String {

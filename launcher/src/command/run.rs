@@ -7,12 +7,13 @@ use anyhow::Context;
 use bam_cluster::checkpoint::Fence;
 use bam_cluster::exit_code;
 use bam_cluster::files;
-use bam_cluster::plan::{Stage, StageWork};
+use bam_cluster::plan::{ChooseStage, Stage, StageWork};
 use bam_cluster::protocol::Begin;
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::{self, RecordError, Scores, StageRecord, Standing, Sums};
 
 use crate::backend::Programs;
+use crate::choice;
 use crate::cli::{PredictArguments, RunArguments};
 use crate::project::Project;
 use crate::report::Results;
@@ -77,7 +78,11 @@ impl Conductor<'_> {
                 return Ok(exit_code::STOPPED_AT_CHECKPOINT);
             }
             let began = Instant::now();
-            match self.perform(stage, &made_from)? {
+            let end = match &stage.work {
+                StageWork::Choose(work) => End::Finished(self.choose(stage, work, &made_from)?),
+                _ => self.perform(stage, &made_from)?,
+            };
+            match end {
                 End::Finished(outputs) => {
                     let seconds = began.elapsed().as_secs_f64();
                     inputs.add(name, outputs.clone());
@@ -103,6 +108,14 @@ impl Conductor<'_> {
         }
     }
 
+    /// Chooses between candidates, without any ranks.
+    fn choose(&self, stage: &Stage, work: &ChooseStage, made_from: &Sums) -> anyhow::Result<Sums> {
+        stage_record::begin(&self.run, &stage.name, made_from)?;
+        let task = self.project.tasks.iter().find(|t| work.tasks.contains(&t.name));
+        let metric = task.and_then(|t| t.metrics.first()).context("a task without a metric")?;
+        choice::choose(&self.run, &self.project.plan, &stage.name, work, *metric)
+    }
+
     /// Starts a stage's ranks and stays with them.
     fn perform(&mut self, stage: &Stage, made_from: &Sums) -> anyhow::Result<End> {
         stage_record::begin(&self.run, &stage.name, made_from)?;
@@ -111,7 +124,7 @@ impl Conductor<'_> {
         let ranks = if processes == 1 { "1 process".to_owned() } else { format!("{processes} processes") };
         let work = match &stage.work {
             StageWork::Train(train) => format!("{} steps on ", train.schedule.total_steps),
-            StageWork::Prepare | StageWork::Logits(_) | StageWork::Predict(_) => String::new(),
+            _ => String::new(),
         };
         self.screen.line(&format!("{}: {work}{ranks}", stage.name));
         let job = StageJob {
@@ -134,9 +147,7 @@ impl Conductor<'_> {
                     StageWork::Train(train) => {
                         format!("at step {step} of {}, with a checkpoint", train.schedule.total_steps)
                     }
-                    StageWork::Prepare | StageWork::Logits(_) | StageWork::Predict(_) => {
-                        "before the stage was complete".to_owned()
-                    }
+                    _ => "before the stage was complete".to_owned(),
                 };
                 self.screen.line(&format!("{name}: stopped {at}; run the same command to go on"));
                 exit_code::STOPPED_AT_CHECKPOINT
@@ -155,10 +166,16 @@ impl Conductor<'_> {
             let answers: usize = predict.questions.iter().map(|q| q.examples).sum();
             return Ok(format!("{line}; {answers} answers in stages/STAGE/predictions"));
         }
-        let StageWork::Train(train) = &stage.work else { return Ok(line) };
+        let (line, learnt) = match &stage.work {
+            StageWork::Train(train) => (line, &train.tasks),
+            StageWork::Choose(work) => {
+                (format!("{}: {}", stage.name, choice::describe(&self.run, &stage.name)?), &work.tasks)
+            }
+            _ => return Ok(line),
+        };
         let path = self.run.scores(&stage.name);
         let scores: Scores = files::read_json(&path).with_context(|| path.display().to_string())?.unwrap_or_default();
-        let tasks = self.project.tasks.iter().filter(|t| train.tasks.contains(&t.name));
+        let tasks = self.project.tasks.iter().filter(|t| learnt.contains(&t.name));
         let said: Vec<String> = tasks
             .filter_map(|task| {
                 let metric = task.metrics.first()?.name();

@@ -8,7 +8,7 @@ use anyhow::Context;
 use bam_cluster::config;
 use bam_cluster::exit_code;
 use bam_cluster::files;
-use bam_cluster::plan::{Plan, Question, StageWork, TrainStage};
+use bam_cluster::plan::{Plan, Question, Stage, StageWork};
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::task::{Kind, SUBMISSION, SubmissionFile, Task, glue_task, read_split};
 use zip::ZipWriter;
@@ -97,13 +97,10 @@ pub fn run(arguments: &SubmissionArguments) -> anyhow::Result<u8> {
 
 /// The question whose answers a file of the submission holds.
 fn question<'a>(plan: &'a Plan, wanted: &SubmissionFile, trial: u64) -> Option<&'a Question> {
-    let of_trial = |name: &str| {
-        let train = plan.stage(name).map(|s| &s.work);
-        matches!(train, Some(StageWork::Train(TrainStage { trial: t, .. })) if *t == trial)
-    };
+    let of_trial = |name: &str| plan.stage(name).and_then(Stage::model).is_some_and(|model| model.trial == trial);
     let questions = plan.stages.iter().filter_map(|stage| match &stage.work {
         StageWork::Predict(predict) => Some(&predict.questions),
-        StageWork::Prepare | StageWork::Train(_) | StageWork::Logits(_) => None,
+        _ => None,
     });
     questions.flatten().find(|q| q.task == wanted.task && q.split == wanted.split && of_trial(&q.stage))
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Context;
 use bam_cluster::config::{Breadth, Mode, Recipe};
 use bam_cluster::files;
-use bam_cluster::plan::{Plan, StageWork, TrainStage};
+use bam_cluster::plan::{ModelStage, Plan, StageWork};
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::{Scores, StageRecord};
 use bam_cluster::task::Metric;
@@ -116,9 +116,9 @@ impl ModelKind {
     }
 
     /// The kind of the model that a stage trains. `teaches`: others learn from it.
-    fn of_stage(stage: &TrainStage, mode: Mode, teaches: bool) -> ModelKind {
+    fn of_stage(stage: &ModelStage, mode: Mode, teaches: bool) -> ModelKind {
         match mode.teachers() {
-            _ if stage.start.is_some() => ModelKind { title: "Fine-tuned", key: "fine-tuned" },
+            _ if stage.is_tuned => ModelKind { title: "Fine-tuned", key: "fine-tuned" },
             Some(Breadth::Single) if teaches => ModelKind::of_mode(Mode::Single),
             Some(Breadth::Multi) if teaches => ModelKind::of_mode(Mode::Multi),
             _ => ModelKind::of_mode(mode),
@@ -140,9 +140,9 @@ impl Results {
             // Scores of a stage that was interrupted and is being made again would be of an older model.
             let is_done = record.is_some();
             results.seconds.extend(record.map(|r| (stage.name.clone(), r.seconds)));
-            let StageWork::Train(train) = &stage.work else { continue };
-            let kind = ModelKind::of_stage(train, recipe.mode, teaching.contains(stage.name.as_str()));
-            let sample = results.sample(kind, (train.trial, train.member));
+            let Some(model) = stage.model() else { continue };
+            let kind = ModelKind::of_stage(&model, recipe.mode, teaching.contains(stage.name.as_str()));
+            let sample = results.sample(kind, (model.trial, model.member));
             if is_done {
                 let own: Scores = read(run.scores(&stage.name))?.unwrap_or_default();
                 sample.stages.extend(own.keys().map(|task| (task.clone(), stage.name.clone())));
@@ -203,7 +203,7 @@ impl Results {
 fn teaching_stages(plan: &Plan) -> BTreeSet<&str> {
     let teachers = plan.stages.iter().filter_map(|stage| match &stage.work {
         StageWork::Logits(logits) => Some(&logits.teachers),
-        StageWork::Prepare | StageWork::Train(_) | StageWork::Predict(_) => None,
+        _ => None,
     });
     teachers.flatten().filter(|t| t.given.is_none()).map(|t| t.name.as_str()).collect()
 }

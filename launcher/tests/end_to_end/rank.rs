@@ -94,6 +94,7 @@ impl Rank {
                     .iter()
                     .map(|t| (t.logits_key(), self.run.logits(&t.name, &t.task).join("manifest.json"))),
             ),
+            StageWork::Choose(_) => panic!("no ranks are started for this"),
             StageWork::Predict(predict) => self
                 .touch(predict.questions.iter().map(|q| (q.key(), self.run.predictions(&q.stage, &q.task, &q.split)))),
             StageWork::Train(train) => match self.train() {

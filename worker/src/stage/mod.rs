@@ -6,7 +6,7 @@ mod prepare;
 mod publish;
 mod train;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bam_cluster::plan::StageWork;
 use bam_cluster::protocol::Outcome;
 
@@ -20,6 +20,7 @@ pub fn run(session: &Session) -> Result<Outcome> {
     match &session.stage.work {
         StageWork::Prepare => prepare::run(session),
         StageWork::Train(stage) => train::run(session, stage),
+        StageWork::Choose(_) => bail!("the launcher does this stage by itself"),
         StageWork::Logits(stage) => logits::run(session, stage),
         StageWork::Predict(stage) => predict::run(session, stage),
     }
