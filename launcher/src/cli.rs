@@ -11,7 +11,7 @@ Examples:
   bam run configs/demo.yaml -n 2          the same again: go on where it stopped
   bam run configs/demo.yaml -o seed=2 -o name=demo-2
   bam report runs/demo                    the results again
-  bam report runs/a runs/b --tests        several runs in one table, and which differences are more than chance
+  bam report runs/a runs/b --tests        several runs in one table, with tests
   bam predict configs/glue-small.yaml && bam submission runs/glue-small
                                           answers to GLUE's test sets, as its server takes them
   bam export runs/demo                    the student as one model per task, for transformers
