@@ -32,9 +32,9 @@ impl RunDir {
         self.0.join("lock")
     }
 
-    /// How ranks find the launcher, with the secret; only there while a stage runs.
-    pub fn control(&self) -> PathBuf {
-        self.0.join("control.json")
+    /// How a stage's ranks find the launcher, with the secret; only there while the stage runs.
+    pub fn control(&self, stage: &str) -> PathBuf {
+        self.stage(stage).join("control.json")
     }
 
     /// The number of the newest start; whoever has an older one must not commit.

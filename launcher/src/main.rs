@@ -4,6 +4,7 @@ mod backend;
 mod choice;
 mod cli;
 mod command;
+mod conduct;
 mod failure;
 mod project;
 mod report;

@@ -84,7 +84,8 @@ impl<'a> StageInputs<'a> {
             inputs.insert(format!("source {}", task.name), source.clone());
             inputs.insert(format!("task {}", task.name), declaration(task, recipe));
         }
-        inputs.insert("max_length".to_owned(), digest::of_bytes(recipe.model.max_length.to_string()));
+        let cut = (recipe.model.max_length, recipe.model.truncation);
+        inputs.insert("max_length".to_owned(), digest::of_json(&cut));
     }
 
     fn train(&self, run: &RunDir, train: &TrainStage, inputs: &mut Sums) -> Result<(), MissingProduct> {

@@ -36,8 +36,8 @@ fn strangers_are_refused_and_the_run_goes_on() {
     let mut running = place.bam(["run", "recipe.yaml"]).start();
     running.wait_until("some steps", || run.steps("multi").len() >= 5);
     let ranks = running.ranks(2);
-    let control: Value = run.json("control.json");
-    let mode = fs::metadata(run.at("control.json")).unwrap().permissions().mode();
+    let control: Value = run.json("stages/multi/control.json");
+    let mode = fs::metadata(run.stage("multi", "control.json")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "the file with the secret");
     let (address, secret) = (control["address"].as_str().unwrap(), control["secret"].as_str().unwrap());
     for process in tree(running.pid()) {
@@ -67,5 +67,5 @@ fn strangers_are_refused_and_the_run_goes_on() {
     let log = run.log("multi");
     assert!(log.matches("refused a connection").count() >= 7, "{log}");
     assert!(!log.contains(secret), "the secret is in the log");
-    assert!(!run.at("control.json").exists());
+    assert!(!run.stage("multi", "control.json").exists());
 }

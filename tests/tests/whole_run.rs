@@ -66,7 +66,7 @@ fn a_recipe_runs_from_files_to_table_once_and_notices_changed_data() {
     assert!(steps[0].lambda < 0.02 && steps[steps.len() - 1].lambda > 0.98, "teacher annealing");
     let (before, after) = (mean_loss(&run, "student", false), mean_loss(&run, "student", true));
     assert!(after < 0.6 * before, "the student's loss went from {before} to {after} only");
-    assert!(!run.at("control.json").exists(), "the control file outlives the run");
+    assert!(!run.stage("student", "control.json").exists(), "the control file outlives the run");
 
     let everything_but_locks = |run: &Run| Snapshot::of(run.path()).without(&["lock"]);
     let made = everything_but_locks(&run);

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     telemetry::log_to_stderr();
     let run = RunDir::new(args.run);
     let activity = Activity::default();
-    let control_path = run.control();
+    let control_path = run.control(&args.stage);
     let file: ControlFile = match files::read_json(&control_path) {
         Ok(Some(file)) => file,
         Ok(None) => return refuse("there is no launcher for this run: start it with `bam run`"),

@@ -143,6 +143,9 @@ pub struct ModelSection {
     /// Most tokens of an input, [CLS] and [SEP] included.
     #[serde(default = "default_max_length")]
     pub max_length: usize,
+    /// How a pair that is too long is cut.
+    #[serde(default)]
+    pub truncation: Truncation,
     /// Use only this many of the encoder's first layers.
     #[serde(default)]
     pub layers: Option<usize>,
@@ -152,6 +155,19 @@ pub struct ModelSection {
     /// What becomes of a regression head's output before it is compared with a score on the 0–1 scale.
     #[serde(default)]
     pub regression_output: RegressionOutput,
+}
+
+/// How a pair of texts that is too long is cut. The two differ by one token, and only where both texts are cut and an odd
+/// number of tokens is left for them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Truncation {
+    /// As Hugging Face's fast tokenizers do it: where both are cut, the text that was longer (on a tie the second) keeps
+    /// one token more than the other.
+    #[default]
+    HuggingFace,
+    /// As BERT's own code does it: token by token the longer text loses its last, on a tie the second.
+    Bert,
 }
 
 /// What becomes of a regression head's output.
@@ -291,6 +307,9 @@ impl Default for CheckpointSection {
 pub struct ClusterSection {
     /// How many ranks; `-n` says otherwise.
     pub processes: usize,
+    /// How many of them train a model of one task, so that several such models are trained side by side, the longest
+    /// first; null: all, one model after another.
+    pub single_processes: Option<usize>,
     /// Seconds after which a collective is given up.
     pub deadline: u64,
     /// Threads that libtorch uses in each rank.
@@ -303,7 +322,14 @@ pub struct ClusterSection {
 
 impl Default for ClusterSection {
     fn default() -> Self {
-        ClusterSection { processes: 1, deadline: 300, threads: 1, layout: Layout::Ragged, mpirun_args: vec![] }
+        ClusterSection {
+            processes: 1,
+            single_processes: None,
+            deadline: 300,
+            threads: 1,
+            layout: Layout::Ragged,
+            mpirun_args: vec![],
+        }
     }
 }
 
@@ -315,6 +341,14 @@ pub enum Layout {
     Ragged,
     /// One rectangle, padded to its longest sequence: fewer and larger kernels.
     Padded,
+}
+
+impl ClusterSection {
+    /// Ranks of a stage that trains a model of so many tasks, or, with none, of any other stage.
+    pub fn ranks(&self, tasks_learnt: usize) -> usize {
+        let single = if tasks_learnt == 1 { self.single_processes } else { None };
+        single.unwrap_or(self.processes)
+    }
 }
 
 impl Recipe {

@@ -43,6 +43,9 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
     require(recipe.checkpoint.every_steps > 0, "checkpoint.every_steps", "must be at least 1")?;
     require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be at least 1")?;
     require(recipe.cluster.processes > 0, "cluster.processes", "must be at least 1")?;
+    let single = recipe.cluster.single_processes;
+    let fits = single.is_none_or(|n| (1..=recipe.cluster.processes).contains(&n));
+    require(fits, "cluster.single_processes", "must be at least 1 and at most cluster.processes")?;
     require(recipe.cluster.threads > 0, "cluster.threads", "must be at least 1")?;
     require(recipe.cluster.deadline > 0, "cluster.deadline", "must be at least 1 second")
 }
@@ -151,7 +154,7 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
     require(settings.epochs > 0, &at("epochs"), "must be at least 1")?;
     require(settings.batch_size > 0, &at("batch_size"), "must be at least 1")?;
     require(settings.micro_batch_size != Some(0), &at("micro_batch_size"), "must be at least 1, or left out")?;
-    let n = recipe.cluster.processes;
+    let n = recipe.cluster.ranks(if key == "train.multi" { 0 } else { 1 });
     if settings.batch_size < n {
         let problem = format!(
             "a batch of {} examples cannot be shared by {n} processes; use fewer processes (-n) or a larger batch",

@@ -122,6 +122,39 @@ pub struct ModelStage<'a> {
 }
 
 impl Stage {
+    /// The stages whose products it is made from.
+    pub fn needs(&self) -> Vec<&str> {
+        let mut needs: Vec<&str> = match &self.work {
+            StageWork::Prepare => return vec![],
+            StageWork::Train(train) => {
+                let logits = train.teachers.iter().map(|t| t.logits.as_str());
+                logits.chain(train.start.as_deref()).collect()
+            }
+            StageWork::Choose(choose) => choose.candidates.iter().map(String::as_str).collect(),
+            StageWork::Logits(logits) => {
+                logits.teachers.iter().filter(|t| t.given.is_none()).map(|t| t.name.as_str()).collect()
+            }
+            StageWork::Predict(predict) => predict.questions.iter().map(|q| q.stage.as_str()).collect(),
+        };
+        needs.push("prepare");
+        needs.sort_unstable();
+        needs.dedup();
+        needs
+    }
+
+    /// Examples that it computes in training, as a measure of how long it takes; 0 if it trains nothing.
+    pub fn examples(&self) -> u64 {
+        match &self.work {
+            StageWork::Train(train) => train.schedule.total_steps * train.settings.batch_size as u64,
+            _ => 0,
+        }
+    }
+
+    /// How many tasks it trains a model of; 0 if it trains none.
+    pub fn tasks_learnt(&self) -> usize {
+        if let StageWork::Train(train) = &self.work { train.tasks.len() } else { 0 }
+    }
+
     /// What model it leaves, if it leaves one. Candidates, between which another stage chooses, do not count.
     pub fn model(&self) -> Option<ModelStage<'_>> {
         match &self.work {
@@ -491,6 +524,23 @@ mod tests {
         assert_eq!(training(&shared, "student@3").teachers, training(&shared, "student").teachers);
         let tuned = training(&plan("multi\ntrials: 2\ntrain: { fine_tune: {} }"), "fine-tuned-rte@2");
         assert_eq!(tuned.start.as_deref(), Some("multi@2"));
+    }
+
+    #[test]
+    fn stages_need_what_they_are_made_from() {
+        let plan = plan(
+            "single-to-multi\ntrials: 2\ntrain: { fine_tune: {} }\ndistill: { teachers: { cola: /a } }\npredict: [dev]",
+        );
+        let needs = |stage: &str| plan.stage(stage).unwrap().needs();
+        assert_eq!((needs("prepare"), needs("teacher-rte")), (vec![], vec!["prepare"]));
+        assert_eq!(needs("logits@2"), ["prepare", "teacher-rte@2"]);
+        assert_eq!(needs("student@2"), ["logits", "logits@2", "prepare"]);
+        assert_eq!(needs("fine-tuned-rte"), ["prepare", "student"]);
+        assert!(needs("predict").contains(&"fine-tuned-cola@2"));
+        // Whatever a stage needs comes before it.
+        for (i, stage) in plan.stages.iter().enumerate() {
+            assert!(stage.needs().iter().all(|n| plan.stages[..i].iter().any(|s| s.name == *n)), "{}", stage.name);
+        }
     }
 
     #[test]

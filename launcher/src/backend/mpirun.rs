@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use bam_cluster::config::ClusterSection;
+use bam_cluster::plan::Stage;
 use bam_cluster::run_dir::RunDir;
 
 use super::Programs;
@@ -28,8 +29,8 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// The ranks of `stage` under `mpirun`, as the recipe spreads them; `scratch` is a directory of this start's own.
-    pub fn new(programs: &Programs, cluster: &ClusterSection, run: &RunDir, stage: &str, scratch: &Path) -> Launch {
+    /// The ranks of `stage` under `mpirun`; `scratch` is a directory of this start's own.
+    pub fn new(programs: &Programs, cluster: &ClusterSection, run: &RunDir, stage: &Stage, scratch: &Path) -> Launch {
         let file_locking = env::var("HDF5_USE_FILE_LOCKING").ok();
         // Shared file systems often lack locks; files are written by one rank each and published by rename.
         let file_locking = file_locking.unwrap_or_else(|| "FALSE".to_owned());
@@ -45,7 +46,7 @@ impl Launch {
         if !said && !cluster.mpirun_args.iter().any(|argument| argument.ends_with(SESSION_BASE)) {
             environment.push(("OMPI_MCA_orte_tmpdir_base", scratch.display().to_string()));
         }
-        let mut arguments: Vec<OsString> = vec!["-n".into(), cluster.processes.to_string().into()];
+        let mut arguments: Vec<OsString> = vec!["-n".into(), cluster.ranks(stage.tasks_learnt()).to_string().into()];
         arguments.push("--tag-output".into());
         arguments.extend(SHARE_THE_CORES.map(OsString::from));
         // Ranks on other hosts get only what is named here.
@@ -54,7 +55,7 @@ impl Launch {
         }
         arguments.extend(cluster.mpirun_args.iter().map(OsString::from));
         arguments.push(programs.worker.clone().into());
-        arguments.extend(["--run".into(), run.path().into(), "--stage".into(), stage.into()]);
+        arguments.extend(["--run".into(), run.path().into(), "--stage".into(), stage.name.clone().into()]);
         Launch { program: programs.mpirun.clone(), arguments, environment }
     }
 
@@ -77,11 +78,14 @@ fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use bam_cluster::plan::StageWork;
+
     use super::*;
 
     fn launch(cluster: &ClusterSection) -> Launch {
         let programs = Programs { mpirun: "/usr/bin/mpirun".into(), worker: "/opt/bam-worker".into() };
-        Launch::new(&programs, cluster, &RunDir::new("/runs/my run"), "teacher-rte", Path::new("/tmp/bam-1"))
+        let stage = Stage { name: "logits".into(), work: StageWork::Prepare };
+        Launch::new(&programs, cluster, &RunDir::new("/runs/my run"), &stage, Path::new("/tmp/bam-1"))
     }
 
     #[test]
@@ -90,7 +94,7 @@ mod tests {
         assert!(line.starts_with("OMP_NUM_THREADS=2 HDF5_USE_FILE_LOCKING="), "{line}");
         assert!(line.contains(" OMPI_MCA_orte_tmpdir_base=/tmp/bam-1 "), "{line}");
         assert!(line.contains(" /usr/bin/mpirun -n 3 --tag-output --oversubscribe --bind-to none "), "{line}");
-        assert!(line.ends_with(" /opt/bam-worker --run '/runs/my run' --stage teacher-rte"), "{line}");
+        assert!(line.ends_with(" /opt/bam-worker --run '/runs/my run' --stage logits"), "{line}");
     }
 
     #[test]

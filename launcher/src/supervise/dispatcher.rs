@@ -83,15 +83,15 @@ pub struct StageFailed {
 ///
 /// # Errors
 /// The ranks cannot be started, or they fail ([`StageFailed`]).
-pub fn supervise(job: &StageJob, screen: &mut Screen, interrupts: &Interrupts) -> anyhow::Result<End> {
+pub fn supervise(job: &StageJob, screen: &Screen, interrupts: &Interrupts) -> anyhow::Result<End> {
     let scratch = tempfile::Builder::new().prefix("bam-").tempdir().context("cannot make a temporary directory")?;
-    let launch = Launch::new(job.programs, &job.recipe.cluster, job.run, &job.stage.name, scratch.path());
+    let launch = Launch::new(job.programs, &job.recipe.cluster, job.run, job.stage, scratch.path());
     let log_path = job.run.log(&job.stage.name);
     let log = StageLog::open(log_path.clone(), job.incarnation, &launch.command_line())
         .with_context(|| format!("cannot write {}", log_path.display()))?;
     let (sender, inbox) = mpsc::channel();
-    let server = ControlServer::open(job.run.control(), job.incarnation, sender.clone())
-        .with_context(|| format!("cannot open the control channel ({})", job.run.control().display()))?;
+    let server = ControlServer::open(job.run.control(&job.stage.name), job.incarnation, sender.clone())
+        .with_context(|| format!("cannot open the control channel ({})", job.run.control(&job.stage.name).display()))?;
     let process = Process::spawn(&launch, move |event| drop(sender.send(Event::Mpirun(event))))
         .with_context(|| format!("cannot start {}", launch.program.display()))?;
     let cluster = &job.recipe.cluster;
@@ -99,7 +99,7 @@ pub fn supervise(job: &StageJob, screen: &mut Screen, interrupts: &Interrupts) -
         job,
         inbox,
         process,
-        evidence: Evidence::new(cluster.processes, Duration::from_secs(cluster.deadline)),
+        evidence: Evidence::new(cluster.ranks(job.stage.tasks_learnt()), Duration::from_secs(cluster.deadline)),
         words: Words::default(),
         connections: HashMap::new(),
         order_book: None,
@@ -128,7 +128,7 @@ struct Dispatcher<'a> {
     stop_sent: bool,
     stop_announced: bool,
     figures: Figures,
-    screen: &'a mut Screen,
+    screen: &'a Screen,
     log: StageLog,
     /// Time since the start in which this program ran.
     clock: Duration,
@@ -148,8 +148,8 @@ impl Dispatcher<'_> {
                 self.kill_now();
                 return Ok(End::Killed);
             }
-            if interrupts.count() == 1 {
-                self.ask_to_stop();
+            if interrupts.is_stop_wanted() {
+                self.ask_to_stop(interrupts);
             }
             match judge(&self.evidence, self.clock) {
                 None => {}
@@ -280,10 +280,14 @@ impl Dispatcher<'_> {
     }
 
     /// Asks for a stop at the next step, once, as soon as rank 0 is there to be asked.
-    fn ask_to_stop(&mut self) {
+    fn ask_to_stop(&mut self, interrupts: &Interrupts) {
         if !self.stop_announced {
             self.stop_announced = true;
-            self.announce("stopping at the next step with a checkpoint; press Ctrl-C again to kill");
+            self.announce(if interrupts.count() > 0 {
+                "stopping at the next step with a checkpoint; press Ctrl-C again to kill"
+            } else {
+                "stopping at the next step with a checkpoint, since another stage failed"
+            });
         }
         if !self.stop_sent && self.connections.values().any(|(rank, _)| *rank == 0) {
             self.stop_sent = true;
@@ -301,7 +305,7 @@ impl Dispatcher<'_> {
 
     /// Ends whatever still runs: asks mpirun, which asks the ranks, and insists after a while.
     fn close(&mut self) {
-        self.screen.end_stage();
+        self.screen.end_stage(&self.job.stage.name);
         if self.evidence.exit.is_none() {
             self.process.terminate();
             if !self.ends_within(TERMINATE_WITHIN) {

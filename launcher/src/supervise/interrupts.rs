@@ -1,8 +1,8 @@
-//! Ctrl-C and SIGTERM: counted, so that the first one asks and the second one insists.
+//! Ctrl-C and SIGTERM: counted, so that the first one asks and the second one insists. A failed stage asks, too.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,12 @@ use signal_hook::iterator::Signals;
 /// Nobody presses Ctrl-C twice within this time.
 const ONE_REQUEST: Duration = Duration::from_millis(100);
 
-/// How often somebody has asked this program to end.
+/// How often somebody has asked this program to end, and whether it wants to by itself.
 #[derive(Debug, Clone, Default)]
-pub struct Interrupts(Arc<AtomicUsize>);
+pub struct Interrupts {
+    signals: Arc<AtomicUsize>,
+    failed: Arc<AtomicBool>,
+}
 
 impl Interrupts {
     /// From now on signals do not end the program; they are counted.
@@ -24,7 +27,7 @@ impl Interrupts {
     /// The system refuses.
     pub fn listen() -> io::Result<Interrupts> {
         let interrupts = Interrupts::default();
-        let count = interrupts.0.clone();
+        let count = interrupts.signals.clone();
         let mut signals = Signals::new([SIGINT, SIGTERM])?;
         thread::spawn(move || {
             let mut last: Option<Instant> = None;
@@ -40,6 +43,16 @@ impl Interrupts {
 
     /// How many so far.
     pub fn count(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
+        self.signals.load(Ordering::SeqCst)
+    }
+
+    /// Notes that a stage failed: the others are to stop at their next step.
+    pub fn fail(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether everything is to stop at its next step.
+    pub fn is_stop_wanted(&self) -> bool {
+        self.count() > 0 || self.failed.load(Ordering::SeqCst)
     }
 }

@@ -72,7 +72,7 @@ fn a_whole_run_ends_with_a_table_and_is_not_done_twice() {
     let report: serde_json::Value =
         serde_json::from_slice(&fs::read(sandbox.path("runs/toy/report.json")).unwrap()).unwrap();
     assert_eq!(report["tasks"]["weather"]["accuracy"]["single-to-multi"], 0.8);
-    assert!(!sandbox.path("runs/toy/control.json").exists());
+    assert!(!sandbox.path("runs/toy/stages/student/control.json").exists());
     let log = fs::read_to_string(sandbox.path("runs/toy/logs/student.log")).unwrap();
     assert!(log.contains("rank 1 | fake rank 1 of student"), "{log}");
 
@@ -156,5 +156,5 @@ fn a_second_ctrl_c_kills() {
     bam.interrupt();
     let output = bam.output(Duration::from_secs(10));
     assert_eq!(output.code, 130, "{}", output.stderr);
-    assert!(!sandbox.path("runs/toy/control.json").exists());
+    assert!(!sandbox.path("runs/toy/stages/student/control.json").exists());
 }

@@ -45,10 +45,11 @@ struct Rank {
 impl Rank {
     fn join(rank: usize) -> Rank {
         let run = RunDir::new(env::var("FAKE_RUN").unwrap());
-        let control: ControlFile = files::read_json(&run.control()).unwrap().unwrap();
+        let stage = env::var("FAKE_STAGE").unwrap();
+        let control: ControlFile = files::read_json(&run.control(&stage)).unwrap().unwrap();
         let writer = TcpStream::connect(control.address).unwrap();
         let reader = BufReader::new(writer.try_clone().unwrap());
-        let mut joined = Rank { rank, run, stage: env::var("FAKE_STAGE").unwrap(), reader, writer };
+        let mut joined = Rank { rank, run, stage, reader, writer };
         joined.say(&FromRank::Hello(Hello {
             secret: control.secret,
             incarnation: control.incarnation,

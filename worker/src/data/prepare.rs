@@ -112,6 +112,7 @@ fn append(set: &mut TokenSet, example: &Example, tokenizer: &Tokenizer) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use bam_cluster::config::Truncation;
     use bam_cluster::encoder::{Encoder, Weights};
     use bam_cluster::task::{Selection, glue_task, read_examples};
 
@@ -137,7 +138,7 @@ mod tests {
         }
         let task = glue_task("rte", dir.path()).unwrap();
         let examples = read_examples(&task, 1, &Selection { max_dev: Some(1), ..Selection::default() }).unwrap();
-        let tokenizer = Tokenizer::open(&encoder).unwrap();
+        let tokenizer = Tokenizer::open(&encoder, Truncation::default()).unwrap();
         let run = RunDir::new(dir.path().join("run"));
         let mut told = Vec::new();
         let sums = prepare_task(&task, &examples, &tokenizer, 16, "v", &run, |n| told.push(n)).unwrap();

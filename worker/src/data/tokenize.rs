@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bam_cluster::config::Truncation;
 use bam_cluster::encoder::Encoder;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::bert::BertNormalizer;
@@ -45,6 +46,7 @@ impl Tokens {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
+    truncation: Truncation,
     cls: i32,
     sep: i32,
 }
@@ -55,7 +57,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A file is unreadable, lacks a special token, has more tokens than the encoder, or contradicts `vocab.txt`.
-    pub fn open(encoder: &Encoder) -> Result<Tokenizer, TokenizeError> {
+    pub fn open(encoder: &Encoder, truncation: Truncation) -> Result<Tokenizer, TokenizeError> {
         let vocabulary_path = encoder.vocabulary();
         let text = fs::read_to_string(&vocabulary_path)
             .map_err(|e| TokenizeError { path: vocabulary_path.clone(), problem: e.to_string() })?;
@@ -75,11 +77,10 @@ impl Tokenizer {
         inner.set_encode_special_tokens(true);
         check(&inner, &vocabulary, encoder.config.vocab_size).map_err(refuse)?;
         let [_, _, cls, sep] = vocabulary.special;
-        Ok(Tokenizer { inner, path, cls: cls as i32, sep: sep as i32 })
+        Ok(Tokenizer { inner, path, truncation, cls: cls as i32, sep: sep as i32 })
     }
 
-    /// The tokens of one text or pair of texts, at most `max_length` (at least 3) with the special ones. While there
-    /// are too many, the longer text loses its last token, on a tie the second.
+    /// The tokens of one text or pair of texts, at most `max_length` (at least 3) with the special ones.
     ///
     /// # Errors
     /// The tokenizer fails on the text.
@@ -88,7 +89,7 @@ impl Tokenizer {
         let b = text_b.map(|t| self.segment(t)).transpose()?;
         let special = if b.is_some() { 3 } else { 2 };
         let room = max_length.saturating_sub(special);
-        let (keep_a, keep_b) = kept(a.len(), b.as_ref().map_or(0, Vec::len), room);
+        let (keep_a, keep_b) = kept(self.truncation, a.len(), b.as_ref().map_or(0, Vec::len), room);
         let mut ids = Vec::with_capacity(keep_a + keep_b + special);
         ids.push(self.cls);
         ids.extend(&a[..keep_a]);
@@ -110,13 +111,21 @@ impl Tokenizer {
     }
 }
 
-/// How many tokens each of two segments keeps when there is room for `room` together: while there are too many, the
-/// longer one loses its last, on a tie the second.
-fn kept(mut a: usize, mut b: usize, room: usize) -> (usize, usize) {
-    while a + b > room {
-        if a > b { a -= 1 } else { b -= 1 }
+/// How many tokens each of two segments keeps when there is room for `room` together; one segment alone has `b` 0.
+fn kept(truncation: Truncation, a: usize, b: usize, room: usize) -> (usize, usize) {
+    let (short, half) = (a.min(b), room / 2);
+    if a + b <= room {
+        (a, b)
+    } else if short <= half {
+        // Only the longer one is cut.
+        if a <= b { (a, room - a) } else { (room - b, b) }
+    } else {
+        let odd = room % 2;
+        match truncation {
+            Truncation::HuggingFace if a <= b => (half, half + odd),
+            Truncation::HuggingFace | Truncation::Bert => (half + odd, half),
+        }
     }
-    (a, b)
 }
 
 /// `vocab.txt`: the truth about token ids.
@@ -243,7 +252,7 @@ mod tests {
     }
 
     fn tokenizer(files: &[(&str, &str)]) -> Result<Tokenizer, TokenizeError> {
-        Tokenizer::open(&encoder(directory(files).path()))
+        Tokenizer::open(&encoder(directory(files).path()), Truncation::default())
     }
 
     fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<i32> {
@@ -273,7 +282,7 @@ mod tests {
         let tokenizer = tokenizer(&[]).unwrap();
         let cut = |a, b, max| tokenizer.encode(a, b, max).unwrap();
         assert_eq!(cut("! ! ! ! !", Some("play !"), 7).ids, [2, 11, 11, 3, 7, 11, 3]);
-        assert_eq!(cut("! !", Some("play play"), 6).ids, [2, 11, 11, 3, 7, 3]);
+        assert_eq!(cut("! !", Some("play play"), 6).ids, [2, 11, 3, 7, 7, 3]);
         assert_eq!(cut("! ! ! ! !", None, 4).ids, [2, 11, 11, 3]);
     }
 
@@ -330,15 +339,24 @@ mod tests {
         }
     }
 
+    /// `_truncate_seq_pair` of BERT's `run_classifier.py`, token by token.
+    fn as_bert_does(mut a: usize, mut b: usize, room: usize) -> (usize, usize) {
+        while a + b > room {
+            if a > b { a -= 1 } else { b -= 1 }
+        }
+        (a, b)
+    }
+
     proptest! {
         #[test]
         fn cutting_fills_the_room_and_evens_out(a in 0..300usize, b in 0..300usize, room in 0..300usize) {
-            let (keep_a, keep_b) = kept(a, b, room);
+            let (keep_a, keep_b) = kept(Truncation::HuggingFace, a, b, room);
             prop_assert!(keep_a <= a && keep_b <= b);
             prop_assert_eq!(keep_a + keep_b, room.min(a + b));
-            // Only the longer one is ever cut, so it never becomes the shorter one by more than the tie's one token.
-            prop_assert!(keep_a == a || keep_a >= keep_b);
+            // Whoever is cut never becomes the shorter one by more than one token.
+            prop_assert!(keep_a == a || keep_a + 1 >= keep_b);
             prop_assert!(keep_b == b || keep_b + 1 >= keep_a);
+            prop_assert_eq!(kept(Truncation::Bert, a, b, room), as_bert_does(a, b, room));
         }
 
         #[test]

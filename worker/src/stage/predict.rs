@@ -19,7 +19,7 @@ use crate::session::Session;
 
 pub(super) fn run(session: &Session, stage: &PredictStage) -> Result<Outcome> {
     session.activity.phase("predictions");
-    let tokenizer = Tokenizer::open(&session.encoder)?;
+    let tokenizer = Tokenizer::open(&session.encoder, session.recipe.model.truncation)?;
     let total = stage.questions.iter().map(|q| q.examples as u64).sum();
     let (mut done, mut outputs) = (0, Sums::new());
     for question in &stage.questions {

@@ -13,7 +13,7 @@ pub(super) fn run(session: &Session) -> Result<Outcome> {
     session.activity.phase("tokenising");
     let recipe = &session.recipe;
     let (rank, size) = (session.world.rank(), session.world.size());
-    let tokenizer = Tokenizer::open(&session.encoder)?;
+    let tokenizer = Tokenizer::open(&session.encoder, session.recipe.model.truncation)?;
     let vocabulary = session.encoder.vocabulary_sha256()?;
     let mut made = Sums::new();
     for task in session.tasks.iter().skip(rank).step_by(size) {

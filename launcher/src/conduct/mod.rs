@@ -1,0 +1,254 @@
+//! Takes a run's stages to their ends: those that are done are left alone, the others run as soon as what they need is
+//! there and ranks are free.
+
+mod schedule;
+
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Context;
+use bam_cluster::checkpoint::Fence;
+use bam_cluster::exit_code;
+use bam_cluster::files;
+use bam_cluster::plan::{ChooseStage, Stage, StageWork};
+use bam_cluster::protocol::Begin;
+use bam_cluster::run_dir::RunDir;
+use bam_cluster::stage_record::{self, RecordError, Scores, StageRecord, Standing, Sums};
+
+use crate::backend::Programs;
+use crate::choice;
+use crate::project::Project;
+use crate::stage_inputs::{self, StageInputs};
+use crate::supervise::{self, End, Interrupts, Screen, StageJob};
+use schedule::{Schedule, Slots};
+
+/// Who takes the stages to their ends.
+pub struct Conductor<'a> {
+    project: &'a Project,
+    programs: Programs,
+    run: RunDir,
+    fence: Fence,
+    interrupts: Interrupts,
+    screen: Screen,
+}
+
+/// How a stage ended.
+struct Ending<'a> {
+    stage: &'a Stage,
+    made_from: Sums,
+    seconds: f64,
+    end: anyhow::Result<End>,
+}
+
+impl<'a> Conductor<'a> {
+    /// Begins a new start of the run; only for the holder of its lock.
+    ///
+    /// # Errors
+    /// The start's number cannot be written.
+    pub fn new(project: &'a Project, programs: Programs, run: RunDir, interrupts: Interrupts) -> anyhow::Result<Self> {
+        let fence = Fence::advance(&run)?;
+        Ok(Conductor { project, programs, run, fence, interrupts, screen: Screen::new() })
+    }
+
+    /// Where the run is.
+    pub fn run_dir(&self) -> &RunDir {
+        &self.run
+    }
+
+    /// Takes all stages to their ends; returns an exit code if they were stopped before.
+    ///
+    /// # Errors
+    /// A stage fails; the others have been stopped at a checkpoint.
+    pub fn run(&self, mut inputs: StageInputs) -> anyhow::Result<Option<u8>> {
+        self.screen.line(&format!("run directory: {}", self.run.path().display()));
+        for warning in &self.project.warnings {
+            self.screen.line(&format!("warning: {warning}"));
+        }
+        let stages = &self.project.plan.stages;
+        let cluster = &self.project.recipe.cluster;
+        let slots = Slots { all: cluster.processes, single: cluster.single_processes };
+        let mut schedule = Schedule::new(stages, slots);
+        let (sender, endings) = mpsc::channel();
+        let mut stopped = None;
+        let outcome = thread::scope(|scope| {
+            let outcome = self.take_all(scope, &mut schedule, &mut inputs, &sender, &endings, &mut stopped);
+            if outcome.is_err() {
+                self.interrupts.fail();
+            }
+            // What still runs stops at its next step; it must not be cut off for another stage's failure.
+            while schedule.is_any_running() {
+                let Ok(ending) = endings.recv() else { break };
+                schedule.end(&ending.stage.name);
+                match ending.end {
+                    Ok(End::Finished(outputs)) => {
+                        self.finished(ending.stage, ending.made_from, outputs, ending.seconds)?
+                    }
+                    Ok(end) => _ = self.leave(ending.stage, &end),
+                    Err(e) => self.screen.line(&format!("error: {e:#}")),
+                }
+            }
+            outcome
+        });
+        outcome.map(|()| stopped)
+    }
+
+    /// Starts stages and hears of their ends until all are done, one fails, or the run is to stop.
+    fn take_all<'scope>(
+        &'scope self,
+        scope: &'scope thread::Scope<'scope, '_>,
+        schedule: &mut Schedule<'a>,
+        inputs: &mut StageInputs,
+        sender: &Sender<Ending<'a>>,
+        endings: &Receiver<Ending<'a>>,
+        stopped: &mut Option<u8>,
+    ) -> anyhow::Result<()> {
+        loop {
+            while let Some(stage) = schedule.next() {
+                let name = &stage.name;
+                let made_from = inputs.of(&self.run, stage)?;
+                if let Standing::Finished(record) = self.standing(stage, &made_from)? {
+                    self.screen.line(&format!("{name}: done before"));
+                    inputs.add(name, record.outputs);
+                    schedule.complete(name);
+                } else if stopped.is_some() || self.interrupts.is_stop_wanted() {
+                    if stopped.is_none() {
+                        self.screen.line(&format!("stopped before stage '{name}'; run the same command to go on"));
+                        *stopped = Some(exit_code::STOPPED_AT_CHECKPOINT);
+                    }
+                    schedule.hold(name);
+                } else if let StageWork::Choose(work) = &stage.work {
+                    let outputs = self.choose(stage, work, &made_from)?;
+                    inputs.add(name, outputs.clone());
+                    self.finished(stage, made_from, outputs, 0.0)?;
+                    schedule.complete(name);
+                } else {
+                    schedule.start(name);
+                    let sender = sender.clone();
+                    self.announce(stage)?;
+                    stage_record::begin(&self.run, name, &made_from)?;
+                    scope.spawn(move || {
+                        let began = Instant::now();
+                        let end = self.perform(stage, &made_from);
+                        drop(sender.send(Ending { stage, made_from, seconds: began.elapsed().as_secs_f64(), end }));
+                    });
+                }
+            }
+            if !schedule.is_any_running() {
+                return Ok(());
+            }
+            let ending = endings.recv().context("a stage vanished")?;
+            schedule.end(&ending.stage.name);
+            match ending.end? {
+                End::Finished(outputs) => {
+                    inputs.add(&ending.stage.name, outputs.clone());
+                    schedule.complete(&ending.stage.name);
+                    self.finished(ending.stage, ending.made_from, outputs, ending.seconds)?;
+                }
+                end => *stopped = Some((*stopped).unwrap_or_default().max(self.leave(ending.stage, &end))),
+            }
+        }
+    }
+
+    /// Says that a stage starts.
+    fn announce(&self, stage: &Stage) -> anyhow::Result<()> {
+        let ranks = self.project.recipe.cluster.ranks(stage.tasks_learnt());
+        let ranks = if ranks == 1 { "1 process".to_owned() } else { format!("{ranks} processes") };
+        let work = match &stage.work {
+            StageWork::Train(train) => format!("{} steps on ", train.schedule.total_steps),
+            _ => String::new(),
+        };
+        self.screen.line(&format!("{}: {work}{ranks}", stage.name));
+        Ok(())
+    }
+
+    /// Notes that a stage is complete, and says so.
+    fn finished(&self, stage: &Stage, inputs: Sums, outputs: Sums, seconds: f64) -> anyhow::Result<()> {
+        stage_record::finish(&self.run, &stage.name, &StageRecord { inputs, outputs, seconds })?;
+        self.screen.line(&self.summary(stage, seconds)?);
+        Ok(())
+    }
+
+    /// What is known of a stage, whose products are all there if it is complete.
+    fn standing(&self, stage: &Stage, made_from: &Sums) -> anyhow::Result<Standing> {
+        let standing = stage_record::standing(&self.run, &stage.name, made_from);
+        let products = stage_inputs::check_products(&self.run, &self.project.plan, stage);
+        match (&stage.work, standing) {
+            // Nothing is made from answers: other questions, or lost answers, are answered anew.
+            (StageWork::Predict(_), Err(RecordError::Changed { .. })) => Ok(Standing::Open),
+            (StageWork::Predict(_), Ok(Standing::Finished(_))) if products.is_err() => Ok(Standing::Open),
+            (_, Ok(Standing::Finished(record))) => products.map(|()| Standing::Finished(record)).map_err(Into::into),
+            (_, standing) => Ok(standing?),
+        }
+    }
+
+    /// Chooses between candidates, without any ranks.
+    fn choose(&self, stage: &Stage, work: &ChooseStage, made_from: &Sums) -> anyhow::Result<Sums> {
+        stage_record::begin(&self.run, &stage.name, made_from)?;
+        let task = self.project.tasks.iter().find(|t| work.tasks.contains(&t.name));
+        let metric = task.and_then(|t| t.metrics.first()).context("a task without a metric")?;
+        choice::choose(&self.run, &self.project.plan, &stage.name, work, *metric)
+    }
+
+    /// Starts a stage's ranks and stays with them.
+    fn perform(&self, stage: &Stage, made_from: &Sums) -> anyhow::Result<End> {
+        let job = StageJob {
+            stage,
+            run: &self.run,
+            recipe: &self.project.recipe,
+            programs: &self.programs,
+            begin: Begin { plan: self.project.plan.hash(), inputs: made_from.clone() },
+            incarnation: self.fence.incarnation(),
+        };
+        supervise::supervise(&job, &self.screen, &self.interrupts)
+    }
+
+    /// Says how to go on after a stage that was stopped or killed; returns the exit code.
+    fn leave(&self, stage: &Stage, end: &End) -> u8 {
+        let name = &stage.name;
+        match end {
+            End::Stopped { step } => {
+                let at = match &stage.work {
+                    StageWork::Train(train) => {
+                        format!("at step {step} of {}, with a checkpoint", train.schedule.total_steps)
+                    }
+                    _ => "before the stage was complete".to_owned(),
+                };
+                self.screen.line(&format!("{name}: stopped {at}; run the same command to go on"));
+                exit_code::STOPPED_AT_CHECKPOINT
+            }
+            End::Finished(_) | End::Killed => {
+                self.screen.line(&format!("{name}: killed; run the same command to go on from the last checkpoint"));
+                exit_code::INTERRUPTED
+            }
+        }
+    }
+
+    /// One line on a stage that has just been completed; for a model, with its scores on dev.
+    fn summary(&self, stage: &Stage, seconds: f64) -> anyhow::Result<String> {
+        let line = format!("{}: done in {}", stage.name, supervise::brief(seconds));
+        if let StageWork::Predict(predict) = &stage.work {
+            let answers: usize = predict.questions.iter().map(|q| q.examples).sum();
+            return Ok(format!("{line}; {answers} answers in stages/STAGE/predictions"));
+        }
+        let (line, learnt) = match &stage.work {
+            StageWork::Train(train) => (line, &train.tasks),
+            StageWork::Choose(work) => {
+                (format!("{}: {}", stage.name, choice::describe(&self.run, &stage.name)?), &work.tasks)
+            }
+            _ => return Ok(line),
+        };
+        let path = self.run.scores(&stage.name);
+        let scores: Scores = files::read_json(&path).with_context(|| path.display().to_string())?.unwrap_or_default();
+        let tasks = self.project.tasks.iter().filter(|t| learnt.contains(&t.name));
+        let said: Vec<String> = tasks
+            .filter_map(|task| {
+                let metric = task.metrics.first()?.name();
+                let score = scores.get(&task.name)?.metrics.get(metric).copied().flatten();
+                let score = score.map_or("undefined".to_owned(), |s| format!("{:.1}", 100.0 * s));
+                Some(format!("{} {metric} {score}", task.name))
+            })
+            .collect();
+        Ok(if said.is_empty() { line } else { format!("{line}; dev: {}", said.join(", ")) })
+    }
+}

@@ -1,0 +1,162 @@
+//! Which stage may start next: one whose needs are met, on ranks that are free; of the earliest trial, and the longest
+//! first where several can run side by side.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use bam_cluster::plan::Stage;
+
+/// Ranks that there are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slots {
+    /// Altogether.
+    pub all: usize,
+    /// For a training of one task; none: all of them.
+    pub single: Option<usize>,
+}
+
+impl Slots {
+    fn of(self, stage: &Stage) -> usize {
+        if stage.tasks_learnt() == 1 { self.single.unwrap_or(self.all) } else { self.all }
+    }
+}
+
+/// A run's stages and how far each has come.
+pub(super) struct Schedule<'a> {
+    stages: &'a [Stage],
+    slots: Slots,
+    /// Not looked at yet.
+    open: BTreeSet<usize>,
+    /// Ranks of those that run.
+    running: BTreeMap<&'a str, usize>,
+    complete: BTreeSet<&'a str>,
+}
+
+impl<'a> Schedule<'a> {
+    pub(super) fn new(stages: &'a [Stage], slots: Slots) -> Self {
+        let open = (0..stages.len()).collect();
+        Schedule { stages, slots, open, running: BTreeMap::new(), complete: BTreeSet::new() }
+    }
+
+    /// The stage to look at next, if there is one that could start now.
+    pub(super) fn next(&self) -> Option<&'a Stage> {
+        let free = self.slots.all - self.running.values().sum::<usize>().min(self.slots.all);
+        let can_start = |&&i: &&usize| {
+            let stage = &self.stages[i];
+            self.slots.of(stage) <= free && stage.needs().iter().all(|need| self.complete.contains(need))
+        };
+        let side_by_side = self.slots.single.is_some_and(|single| 2 * single <= self.slots.all);
+        let key = |&&i: &&usize| {
+            let stage = &self.stages[i];
+            let trial = stage.name.split_once('@').and_then(|(_, trial)| trial.parse().ok()).unwrap_or(1u64);
+            (trial, Reverse(if side_by_side { stage.examples() } else { 0 }), i)
+        };
+        self.open.iter().filter(can_start).min_by_key(key).map(|&i| &self.stages[i])
+    }
+
+    /// A stage has been started.
+    pub(super) fn start(&mut self, name: &str) {
+        if let Some(stage) = self.take(name) {
+            self.running.insert(&stage.name, self.slots.of(stage));
+        }
+    }
+
+    /// A stage is not to be started any more.
+    pub(super) fn hold(&mut self, name: &str) {
+        self.take(name);
+    }
+
+    /// A stage does not run any more.
+    pub(super) fn end(&mut self, name: &str) {
+        self.running.remove(name);
+    }
+
+    /// A stage's products are there.
+    pub(super) fn complete(&mut self, name: &str) {
+        self.take(name);
+        self.complete.extend(self.stages.iter().map(|s| s.name.as_str()).filter(|n| *n == name));
+    }
+
+    pub(super) fn is_any_running(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    fn take(&mut self, name: &str) -> Option<&'a Stage> {
+        let index = self.stages.iter().position(|s| s.name == name)?;
+        self.open.remove(&index);
+        Some(&self.stages[index])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bam_cluster::config::Recipe;
+    use bam_cluster::plan::{Plan, TaskSize};
+
+    use super::*;
+
+    fn stages(more: &str) -> Vec<Stage> {
+        let text = format!("name: x\nmodel: {{ path: m }}\ndata: {{ glue: g, tasks: [rte, mrpc, cola] }}\n{more}");
+        let recipe: Recipe = serde_norway::from_str(&text).unwrap();
+        let size =
+            |(task, train): (&str, usize)| TaskSize { task: task.into(), train, dev: 9, further: BTreeMap::new() };
+        let sizes: Vec<TaskSize> = [("rte", 2490), ("mrpc", 3668), ("cola", 8551)].map(size).to_vec();
+        Plan::derive(&recipe, &sizes).stages
+    }
+
+    /// Which stages start together, wave by wave, if all of a wave end at the same time.
+    fn waves(stages: &[Stage], slots: Slots) -> Vec<Vec<&str>> {
+        let mut schedule = Schedule::new(stages, slots);
+        let mut waves = vec![];
+        loop {
+            let mut wave = vec![];
+            while let Some(stage) = schedule.next() {
+                schedule.start(&stage.name);
+                wave.push(stage.name.as_str());
+            }
+            if wave.is_empty() {
+                return waves;
+            }
+            for name in &wave {
+                schedule.end(name);
+                schedule.complete(name);
+            }
+            waves.push(wave);
+        }
+    }
+
+    #[test]
+    fn with_all_ranks_for_each_stage_they_run_in_the_order_of_the_plan() {
+        let all = stages("trials: 2");
+        let order: Vec<&str> = waves(&all, Slots { all: 4, single: None }).into_iter().flatten().collect();
+        assert_eq!(order, all.iter().map(|s| s.name.as_str()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn single_models_run_side_by_side_the_longest_first() {
+        let expected = [
+            vec!["prepare"],
+            vec!["teacher-cola", "teacher-mrpc"],
+            vec!["teacher-rte"],
+            vec!["logits"],
+            vec!["student"],
+        ];
+        assert_eq!(waves(&stages(""), Slots { all: 4, single: Some(2) }), expected);
+        let two = stages("trials: 2");
+        let wide = waves(&two, Slots { all: 8, single: Some(2) });
+        assert_eq!(wide[1], ["teacher-cola", "teacher-mrpc", "teacher-rte", "teacher-cola@2"]);
+    }
+
+    #[test]
+    fn what_needs_a_stage_that_is_held_never_starts() {
+        let all = stages("");
+        let mut schedule = Schedule::new(&all, Slots { all: 1, single: None });
+        schedule.complete("prepare");
+        schedule.hold("teacher-rte");
+        for name in ["teacher-mrpc", "teacher-cola"] {
+            assert_eq!(schedule.next().unwrap().name, name);
+            schedule.complete(name);
+        }
+        assert!(schedule.next().is_none());
+    }
+}

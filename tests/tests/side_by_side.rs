@@ -1,0 +1,68 @@
+//! Models of one task trained at the same time, on ranks of their own.
+
+#![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
+
+use bam_tests::{Recipe, Run, Running, Workplace};
+use nix::sys::signal::Signal;
+
+const ALONE: [&str; 2] = ["run", "recipe.yaml"];
+
+/// Two tasks, trained by one rank each at the same time, and then one model of both on two ranks.
+fn workplace() -> Workplace {
+    let place = Workplace::new();
+    let mut recipe = Recipe::of(&["cola", "warmth"]);
+    recipe.single = "epochs: 12, batch_size: 8, learning_rate: 0.002".into();
+    recipe.multi = "epochs: 1, batch_size: 16".into();
+    recipe.cluster = "processes: 2, single_processes: 1".into();
+    place.recipe("recipe.yaml", &recipe);
+    place
+}
+
+/// Waits until both teachers train.
+fn both_train(running: &mut Running, run: &Run) {
+    running.wait_until("steps of both", || {
+        ["teacher-cola", "teacher-warmth"].iter().all(|s| run.steps(s).len() >= 8 && !run.is_done(s))
+    });
+}
+
+#[test]
+fn teachers_run_side_by_side_stop_together_and_leave_what_one_after_another_leaves() {
+    let place = workplace();
+    let run = Run::new(place.at("runs/tiny"));
+    let mut running = place.bam(ALONE).start();
+    both_train(&mut running, &run);
+    running.signal(Signal::SIGINT);
+    let stopped = running.finish().expect(75);
+    for stage in ["teacher-cola", "teacher-warmth"] {
+        assert!(stopped.stderr.contains(&format!("{stage}: stopped at step")), "{stopped}");
+        assert_eq!(run.checkpoints(stage).len(), 1);
+    }
+    // A rank of one of them is killed: the other one keeps what it has done.
+    let mut running = place.bam(ALONE).start();
+    running.wait_until("more steps", || {
+        ["teacher-cola", "teacher-warmth"].iter().all(|s| run.steps(s).len() > run.receipt(s).0 as usize + 3)
+    });
+    let before = run.receipt("teacher-warmth").0;
+    let ranks = running.ranks(2);
+    let cola = ranks.iter().find(|r| r.command_line().contains("teacher-cola")).unwrap();
+    cola.signal(Signal::SIGKILL);
+    let failed = running.finish().expect(1);
+    assert!(failed.stderr.contains("error: stage 'teacher-cola': rank 0"), "{failed}");
+    assert!(
+        failed.stderr.contains("teacher-warmth: stopping at the next step with a checkpoint, since another"),
+        "{failed}"
+    );
+    assert!(run.receipt("teacher-warmth").0 > before);
+
+    let done = place.bam(ALONE).expect(0);
+    assert!(done.stderr.contains("student: 30 steps on 2 processes"), "{done}");
+    let alone = place.bam([&ALONE[..], &["--run-dir", "runs/alone", "-n", "1"]].concat()).expect(0);
+    assert!(alone.stderr.contains("on 1 process"), "{alone}");
+    for stage in ["teacher-cola", "teacher-warmth"] {
+        assert_eq!(run.weights_sha256(stage), Run::new(place.at("runs/alone")).weights_sha256(stage), "{stage}");
+    }
+    place
+        .bam(["plan", "recipe.yaml", "-o", "cluster.single_processes=3"])
+        .finish()
+        .expect_error(2, &["cluster.single_processes", "at most cluster.processes"]);
+}
