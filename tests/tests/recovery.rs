@@ -120,7 +120,8 @@ fn everything_killed_at_six_moments_leaves_no_trace() {
         assert!(run.is_begun(stage) && !run.is_done(stage), "{stage} was not what was killed");
     }
     reference.finish(&run);
-    assert_eq!(fs::read_to_string(run.at("incarnation")).unwrap().trim(), (5 + 6).to_string());
+    // Every start has had a number of its own.
+    assert_eq!(fs::read_to_string(run.at("incarnation")).unwrap().trim(), "7");
 }
 
 /// Moments that are too short to be hit with certainty: whichever side of them is hit, nothing may show.

@@ -11,7 +11,7 @@ const ALONE: [&str; 2] = ["run", "recipe.yaml"];
 fn workplace() -> Workplace {
     let place = Workplace::new();
     let mut recipe = Recipe::of(&["cola", "warmth"]);
-    recipe.single = "epochs: 12, batch_size: 8, learning_rate: 0.002".into();
+    recipe.single = "epochs: 40, batch_size: 8, learning_rate: 0.002".into();
     recipe.multi = "epochs: 1, batch_size: 16".into();
     recipe.cluster = "processes: 2, single_processes: 1".into();
     place.recipe("recipe.yaml", &recipe);

@@ -35,7 +35,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     }
     run_claim::claim(&run, &project.recipe, &project.plan)?;
     let interrupts = Interrupts::listen().context("cannot listen for signals")?;
-    let conductor = Conductor::new(&project, programs, run, interrupts)?;
+    let conductor = Conductor::new(&project, programs, run, interrupts);
     match conductor.run(inputs)? {
         Some(exit_code) => Ok(exit_code),
         None => report(&project, conductor.run_dir()),

@@ -3,12 +3,13 @@
 
 mod schedule;
 
+use std::sync::OnceLock;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Instant;
 
 use anyhow::Context;
-use bam_cluster::checkpoint::Fence;
+use bam_cluster::checkpoint::{CheckpointError, Fence};
 use bam_cluster::exit_code;
 use bam_cluster::files;
 use bam_cluster::plan::{ChooseStage, Stage, StageWork};
@@ -28,7 +29,8 @@ pub struct Conductor<'a> {
     project: &'a Project,
     programs: Programs,
     run: RunDir,
-    fence: Fence,
+    /// The number of this start; it has none before it starts a stage.
+    incarnation: OnceLock<u64>,
     interrupts: Interrupts,
     screen: Screen,
 }
@@ -42,13 +44,9 @@ struct Ending<'a> {
 }
 
 impl<'a> Conductor<'a> {
-    /// Begins a new start of the run; only for the holder of its lock.
-    ///
-    /// # Errors
-    /// The start's number cannot be written.
-    pub fn new(project: &'a Project, programs: Programs, run: RunDir, interrupts: Interrupts) -> anyhow::Result<Self> {
-        let fence = Fence::advance(&run)?;
-        Ok(Conductor { project, programs, run, fence, interrupts, screen: Screen::new() })
+    /// Only for the holder of the run's lock.
+    pub fn new(project: &'a Project, programs: Programs, run: RunDir, interrupts: Interrupts) -> Self {
+        Conductor { project, programs, run, incarnation: OnceLock::new(), interrupts, screen: Screen::new() }
     }
 
     /// Where the run is.
@@ -123,13 +121,14 @@ impl<'a> Conductor<'a> {
                     self.finished(stage, made_from, outputs, 0.0)?;
                     schedule.complete(name);
                 } else {
+                    let incarnation = self.incarnation()?;
+                    stage_record::begin(&self.run, name, &made_from)?;
+                    self.announce(stage);
                     schedule.start(name);
                     let sender = sender.clone();
-                    self.announce(stage)?;
-                    stage_record::begin(&self.run, name, &made_from)?;
                     scope.spawn(move || {
                         let began = Instant::now();
-                        let end = self.perform(stage, &made_from);
+                        let end = self.perform(stage, &made_from, incarnation);
                         drop(sender.send(Ending { stage, made_from, seconds: began.elapsed().as_secs_f64(), end }));
                     });
                 }
@@ -150,8 +149,16 @@ impl<'a> Conductor<'a> {
         }
     }
 
+    /// The number of this start, taken when it is first asked for.
+    fn incarnation(&self) -> Result<u64, CheckpointError> {
+        match self.incarnation.get() {
+            Some(number) => Ok(*number),
+            None => Fence::advance(&self.run).map(|fence| *self.incarnation.get_or_init(|| fence.incarnation())),
+        }
+    }
+
     /// Says that a stage starts.
-    fn announce(&self, stage: &Stage) -> anyhow::Result<()> {
+    fn announce(&self, stage: &Stage) {
         let ranks = self.project.recipe.cluster.ranks(stage.tasks_learnt());
         let ranks = if ranks == 1 { "1 process".to_owned() } else { format!("{ranks} processes") };
         let work = match &stage.work {
@@ -159,7 +166,6 @@ impl<'a> Conductor<'a> {
             _ => String::new(),
         };
         self.screen.line(&format!("{}: {work}{ranks}", stage.name));
-        Ok(())
     }
 
     /// Notes that a stage is complete, and says so.
@@ -191,14 +197,14 @@ impl<'a> Conductor<'a> {
     }
 
     /// Starts a stage's ranks and stays with them.
-    fn perform(&self, stage: &Stage, made_from: &Sums) -> anyhow::Result<End> {
+    fn perform(&self, stage: &Stage, made_from: &Sums, incarnation: u64) -> anyhow::Result<End> {
         let job = StageJob {
             stage,
             run: &self.run,
             recipe: &self.project.recipe,
             programs: &self.programs,
             begin: Begin { plan: self.project.plan.hash(), inputs: made_from.clone() },
-            incarnation: self.fence.incarnation(),
+            incarnation,
         };
         supervise::supervise(&job, &self.screen, &self.interrupts)
     }
