@@ -1,6 +1,7 @@
 //! Pure functions from a recipe and the sizes of its data to the whole run: stages, steps, rates, λ, and the examples
 //! of every step. Launcher and workers derive the same plan and compare its hash.
 
+mod derive;
 mod mixture;
 mod random;
 mod receipt;

@@ -157,6 +157,26 @@ mod tests {
         }
     }
 
+    /// Training examples of GLUE's tasks: MNLI, QQP, QNLI, SST-2, CoLA, STS-B, MRPC, RTE.
+    const GLUE: [usize; 8] = [392_702, 363_846, 104_743, 67_349, 8_551, 5_749, 3_668, 2_490];
+
+    #[test]
+    fn an_epoch_on_glue_draws_each_task_within_its_bounds() {
+        let Drawing::Random(probabilities) = proportional(&GLUE) else { panic!() };
+        let mut sampler = Sampler::new(1, &GLUE, &proportional(&GLUE), 128);
+        let steps = GLUE.iter().sum::<usize>().div_ceil(128);
+        let mut counts = [0u32; 8];
+        for draw in (0..steps).flat_map(|_| sampler.next_batch()).collect::<Vec<_>>() {
+            counts[draw.task as usize] += 1;
+        }
+        let n = (steps * 128) as f64;
+        for (count, p) in counts.iter().zip(probabilities) {
+            // 99.9 % of all epochs lie within 3.3 standard deviations.
+            let deviations = (f64::from(*count) - n * p) / (n * p * (1.0 - p)).sqrt();
+            assert!(deviations.abs() < 3.3, "{count} of {n} with p = {p} are {deviations} deviations off");
+        }
+    }
+
     #[test]
     fn an_epoch_of_multiples_holds_every_example_so_many_times() {
         let drawing = Drawing::Multiples(vec![1, 2, 5]);

@@ -46,6 +46,8 @@ pub struct Sample {
     pub number: (u64, usize),
     /// Scores on dev.
     pub scores: Scores,
+    /// Scores on MNLI's mismatched dev split, if it was predicted, under the task's name.
+    pub mismatched: Scores,
     /// The stage whose model learnt a task.
     pub stages: BTreeMap<String, String>,
 }
@@ -61,35 +63,52 @@ pub struct ModelKind {
 
 impl Sample {
     fn score(&self, task: &str, metric: Metric) -> Option<f64> {
-        self.scores.get(task)?.metrics.get(metric.name()).copied().flatten()
+        score(&self.scores, task, metric)
     }
 
     /// Mean of the tasks' main metrics, as the paper has it; none if one is not there, or no share.
     fn average(&self, tasks: &[(String, Vec<Metric>)]) -> Option<f64> {
-        self.mean(tasks, |metrics| &metrics[..1])
+        self.mean(tasks, |task, metrics| self.score(task, *metrics.first()?).map(|s| vec![s]))
     }
 
-    /// Mean over tasks of the mean of all their metrics, as GLUE has it.
+    /// Mean over tasks of the mean of all their metrics, as GLUE has it; MNLI's are matched and mismatched accuracy, if
+    /// the latter is known.
     fn glue_average(&self, tasks: &[(String, Vec<Metric>)]) -> Option<f64> {
-        self.mean(tasks, |metrics| metrics)
+        self.mean(tasks, |task, metrics| {
+            let mut scores: Vec<f64> = metrics.iter().map(|m| self.score(task, *m)).collect::<Option<_>>()?;
+            scores.extend(metrics.iter().filter_map(|m| score(&self.mismatched, task, *m)));
+            Some(scores)
+        })
     }
 
-    fn mean(&self, tasks: &[(String, Vec<Metric>)], of: impl Fn(&[Metric]) -> &[Metric]) -> Option<f64> {
+    /// Mean over tasks of the mean of those scores; none if one is missing, or is no share.
+    fn mean(
+        &self,
+        tasks: &[(String, Vec<Metric>)],
+        scores: impl Fn(&str, &[Metric]) -> Option<Vec<f64>>,
+    ) -> Option<f64> {
+        let mean = |scores: &[f64]| (!scores.is_empty()).then(|| scores.iter().sum::<f64>() / scores.len() as f64);
         let of_task = |(task, metrics): &(String, Vec<Metric>)| {
-            let metrics = of(metrics);
-            let share = |m: &Metric| self.score(task, *m).filter(|_| m.is_share());
-            let scores: Option<Vec<f64>> = metrics.iter().map(share).collect();
-            scores.map(|s| s.iter().sum::<f64>() / metrics.len() as f64)
+            let shares = metrics.iter().all(|m| m.is_share());
+            scores(task, metrics).filter(|_| shares).and_then(|s| mean(&s))
         };
-        let scores: Option<Vec<f64>> = tasks.iter().map(of_task).collect();
-        scores.filter(|s| !s.is_empty()).map(|s| s.iter().sum::<f64>() / tasks.len() as f64)
+        tasks.iter().map(of_task).collect::<Option<Vec<f64>>>().and_then(|s| mean(&s))
     }
+}
+
+fn score(scores: &Scores, task: &str, metric: Metric) -> Option<f64> {
+    scores.get(task)?.metrics.get(metric.name()).copied().flatten()
 }
 
 impl Column {
     /// What its models reached; those that are not there yet, or undefined, are left out.
     pub fn scores(&self, task: &str, metric: Metric) -> Vec<f64> {
         self.samples.iter().filter_map(|s| s.score(task, metric)).collect()
+    }
+
+    /// What its models reached on a task's mismatched dev split.
+    pub fn mismatched(&self, task: &str, metric: Metric) -> Vec<f64> {
+        self.samples.iter().filter_map(|s| score(&s.mismatched, task, metric)).collect()
     }
 
     /// The averages of its models, as the paper has them.
@@ -149,6 +168,11 @@ impl Results {
                 let collapsed = own.iter().filter(|(_, s)| s.classes_predicted == Some(1));
                 let collapsed: Vec<_> = collapsed.map(|(task, _)| (stage.name.clone(), task.clone())).collect();
                 sample.scores.extend(own);
+                let further: Scores = read(run.further_scores(&stage.name))?.unwrap_or_default();
+                let mismatched = further
+                    .into_iter()
+                    .filter_map(|(name, scores)| Some((name.strip_suffix("-dev-mismatched")?.to_owned(), scores)));
+                sample.mismatched.extend(mismatched);
                 results.collapsed.extend(collapsed);
             }
         }
@@ -176,9 +200,9 @@ impl Results {
         let by_kind = |of: &dyn Fn(&Column) -> Value| -> Value {
             self.columns.iter().map(|column| (column.kind.key.to_owned(), of(column))).collect()
         };
-        let by_task = |of: &dyn Fn(Vec<f64>) -> Value| -> Map<String, Value> {
+        let by_task = |of: &dyn Fn(&Column, &str, Metric) -> Value| -> Map<String, Value> {
             let metrics = |(task, metrics): &(String, Vec<Metric>)| {
-                let scores = |m: &Metric| (m.name().to_owned(), by_kind(&|column| of(column.scores(task, *m))));
+                let scores = |m: &Metric| (m.name().to_owned(), by_kind(&|column| of(column, task, *m)));
                 (task.clone(), metrics.iter().map(scores).collect())
             };
             self.tasks.iter().map(metrics).collect()
@@ -188,10 +212,11 @@ impl Results {
         json!({
             "name": self.name,
             "mode": self.mode,
-            "tasks": by_task(&|scores| json!(median(&scores))),
+            "tasks": by_task(&|column, task, metric| json!(median(&column.scores(task, metric)))),
             "average": by_kind(&|column| json!(median(&column.averages(&self.tasks)))),
             "glue_average": by_kind(&|column| json!(median(&column.glue_averages(&self.tasks)))),
-            "samples": by_task(&|scores| json!(scores)),
+            "samples": by_task(&|column, task, metric| json!(column.scores(task, metric))),
+            "mismatched": by_task(&|column, task, metric| json!(median(&column.mismatched(task, metric)))),
             "average_samples": by_kind(&|column| json!(column.averages(&self.tasks))),
             "collapsed": collapsed,
             "seconds": self.seconds,
@@ -282,6 +307,22 @@ mod tests {
         assert_eq!(multi.scores("stsb", Metric::Spearman), [6.0, 12.0]);
         assert_eq!(single.samples[1].stages["stsb"], "teacher-stsb.2");
         assert_eq!(results.to_json()["average"]["single-to-multi"], 9.0);
+    }
+
+    #[test]
+    fn glues_average_takes_mnlis_mismatched_split_in() {
+        let scores = |accuracy| {
+            let metrics = BTreeMap::from([("accuracy".to_owned(), Some(accuracy)), ("mse".to_owned(), Some(0.1))]);
+            Scores::from([("mnli".to_owned(), TaskScores { metrics, examples: 9, classes_predicted: None })])
+        };
+        let sample = Sample { scores: scores(0.8), mismatched: scores(0.6), ..Sample::default() };
+        let of = |metrics: &[Metric]| {
+            let tasks = [("mnli".to_owned(), metrics.to_vec())];
+            (sample.average(&tasks), sample.glue_average(&tasks))
+        };
+        assert_eq!(of(&[Metric::Accuracy]), (Some(0.8), Some(0.7)));
+        // An error is no share, and has no place in an average.
+        assert_eq!(of(&[Metric::Mse]), (None, None));
     }
 
     #[test]

@@ -17,6 +17,10 @@ impl Results {
             for (i, &metric) in metrics.iter().enumerate() {
                 let rows = if i == 0 { &mut main } else { &mut further };
                 rows.push(self.row(task, Some(metric), |column| column.scores(task, metric)));
+                if self.columns.iter().any(|column| !column.mismatched(task, metric).is_empty()) {
+                    let name = format!("{task}, mismatched");
+                    further.push(self.row(&name, Some(metric), |column| column.mismatched(task, metric)));
+                }
             }
         }
         main.push(self.row("average", None, |column| column.averages(&self.tasks)));
