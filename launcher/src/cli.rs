@@ -136,7 +136,7 @@ mod tests {
 pub struct ExportArguments {
     /// The run's directory, for example runs/demo
     pub run_dir: PathBuf,
-    /// The stage that trained the model [default: the last one that trained several tasks]
+    /// The stage that trained the model [default: the last one of the first trial that trained several tasks]
     #[arg(long, value_name = "STAGE")]
     pub stage: Option<String>,
     /// Where a directory for each task is written [default: export in the run's directory]

@@ -48,6 +48,13 @@ fn trials_are_medians_and_more_of_them_go_on_from_those_that_are_there() {
     assert_eq!(more.stderr.matches("done before").count() + more.stdout.matches("done before").count(), 13, "{more}");
     assert!(run.is_done("student@3") && !run.stages().contains(&"student@4".to_owned()));
 
+    // Whoever does not say otherwise means the first trial.
+    for (to, more) in [("a", &[][..]), ("b", &["--stage", "student"])] {
+        place.bam([&["export", "runs/tiny", "--to", to], more].concat()).expect(0);
+    }
+    let exported = |to: &str| std::fs::read(place.at(to).join("cola/model.safetensors")).unwrap();
+    assert_eq!(exported("a"), exported("b"));
+
     let both = place.bam(["report", "runs/tiny", "runs/next", "--tests", "--published"]).expect(0).stdout;
     assert!(line(&both, "Single→Multi (tiny)").contains("3") && both.contains("Single→Multi (next)"), "{both}");
     assert!(line(&both, "Single→Multi, published").contains("61.8"), "{both}");

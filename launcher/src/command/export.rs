@@ -9,7 +9,7 @@ use std::process;
 use anyhow::Context;
 use bam_cluster::exit_code;
 use bam_cluster::files;
-use bam_cluster::plan::Plan;
+use bam_cluster::plan::{ModelStage, Plan};
 use bam_cluster::published::{HEADS, PublishedHead, TOKENIZER_FILES, describe_heads, heads_of};
 use bam_cluster::run_dir::RunDir;
 use safetensors::SafeTensors;
@@ -81,17 +81,14 @@ pub fn run(arguments: &ExportArguments) -> anyhow::Result<u8> {
 
 /// The stage whose model is meant.
 fn choose(run: &RunDir, plan: &Plan, asked: Option<&str>) -> Result<String, ExportError> {
-    let trained: Vec<(&str, usize)> = plan
-        .stages
-        .iter()
-        .filter_map(|stage| stage.model().map(|model| (stage.name.as_str(), model.tasks.len())))
-        .collect();
+    let trained: Vec<(&str, ModelStage)> =
+        plan.stages.iter().filter_map(|stage| Some((stage.name.as_str(), stage.model()?))).collect();
     let (found, problem) = match asked {
         Some(name) => (trained.iter().find(|(n, _)| *n == name), format!("no stage '{name}' trains a model")),
         None => {
             let problem =
                 "no model of it has several tasks; those of one are in this form already (stages/STAGE/model)";
-            (trained.iter().rfind(|(_, tasks)| *tasks > 1), problem.to_owned())
+            (trained.iter().rfind(|(_, model)| model.tasks.len() > 1 && model.trial == 1), problem.to_owned())
         }
     };
     found.map(|(name, _)| (*name).to_owned()).ok_or_else(|| ExportError::Stage {
