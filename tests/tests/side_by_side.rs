@@ -13,6 +13,8 @@ fn workplace() -> Workplace {
     let mut recipe = Recipe::of(&["cola", "warmth"]);
     recipe.single = "epochs: 40, batch_size: 8, learning_rate: 0.002".into();
     recipe.multi = "epochs: 1, batch_size: 16".into();
+    // Only where something stops.
+    recipe.checkpoint = "every_steps: 5000".into();
     recipe.cluster = "processes: 2, single_processes: 1".into();
     place.recipe("recipe.yaml", &recipe);
     place

@@ -62,7 +62,7 @@ fn tasks(runs: &[Finished]) -> Vec<(String, Metric)> {
     all
 }
 
-/// The table: models, how many of them, their average and their main scores, in percent.
+/// The table: models, with how many seeds, their average and their main scores, in percent.
 pub fn render(runs: &[Finished], with_published: bool) -> String {
     let (lines, tasks) = (lines(runs), tasks(runs));
     let whole: Vec<(String, Vec<Metric>)> = tasks.iter().map(|(t, m)| (t.clone(), vec![*m])).collect();
@@ -89,8 +89,11 @@ pub fn render(runs: &[Finished], with_published: bool) -> String {
         }
     }
     let header: Vec<&str> =
-        ["Models", "Trials", "Average"].into_iter().chain(tasks.iter().map(|(t, _)| t.as_str())).collect();
-    let mut text = format!("\nresults on dev, in percent: medians over trials\n{}", plain_table(&header, 1, &rows));
+        ["Models", "Seeds", "Average"].into_iter().chain(tasks.iter().map(|(t, _)| t.as_str())).collect();
+    let mut text = format!(
+        "\nresults on dev, in percent: medians over models with different seeds\n{}",
+        plain_table(&header, 1, &rows)
+    );
     if with_published {
         text += "published: BERT-Large; the average is that of all eight tasks (BAM, table 1)\n";
         for (what, table) in [("table 3", &published::TABLE_3[..]), ("table 4", &published::TABLE_4[..])] {
