@@ -5,11 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use bam_cluster::config::TrainSettings;
 use bam_cluster::files;
 use bam_cluster::plan::{ChooseStage, Plan, StageWork};
 use bam_cluster::run_dir::RunDir;
-use bam_cluster::stage_record::{Scores, Sums};
+use bam_cluster::stage_record::{Scores, StageRecord, Sums};
 use bam_cluster::task::Metric;
 use serde::{Deserialize, Serialize};
 
@@ -58,7 +57,7 @@ pub fn choose(run: &RunDir, plan: &Plan, stage: &str, work: &ChooseStage, metric
     let scores = fs::read(run.scores(&chosen)).context("the chosen candidate's scores")?;
     files::write_atomically(&run.scores(stage), &scores)?;
     files::write_json(&run.stage(stage).join("choice.json"), &Choice { chosen: chosen.clone(), candidates })?;
-    let record: Option<bam_cluster::stage_record::StageRecord> = files::read_json(&run.done(&chosen))?;
+    let record: Option<StageRecord> = files::read_json(&run.done(&chosen))?;
     Ok(record.map(|r| r.outputs).unwrap_or_default())
 }
 
@@ -80,10 +79,7 @@ pub fn describe(run: &RunDir, stage: &str) -> anyhow::Result<String> {
 
 fn settings(plan: &Plan, stage: &str) -> Option<(f64, f64)> {
     match &plan.stage(stage)?.work {
-        StageWork::Train(train) => {
-            let TrainSettings { learning_rate, .. } = train.settings;
-            Some((learning_rate, train.layerwise_decay))
-        }
+        StageWork::Train(train) => Some((train.settings.learning_rate, train.layerwise_decay)),
         _ => None,
     }
 }

@@ -22,7 +22,7 @@ use crate::choice;
 use crate::project::Project;
 use crate::stage_inputs::{self, StageInputs};
 use crate::supervise::{self, End, Interrupts, Screen, StageJob};
-use schedule::{Schedule, Slots};
+use schedule::Schedule;
 
 /// Who takes the stages to their ends.
 pub struct Conductor<'a> {
@@ -63,10 +63,7 @@ impl<'a> Conductor<'a> {
         for warning in &self.project.warnings {
             self.screen.line(&format!("warning: {warning}"));
         }
-        let stages = &self.project.plan.stages;
-        let cluster = &self.project.recipe.cluster;
-        let slots = Slots { all: cluster.processes, single: cluster.single_processes };
-        let mut schedule = Schedule::new(stages, slots);
+        let mut schedule = Schedule::new(&self.project.plan.stages, &self.project.recipe.cluster);
         let (sender, endings) = mpsc::channel();
         let mut stopped = None;
         let outcome = thread::scope(|scope| {

@@ -4,27 +4,13 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
+use bam_cluster::config::ClusterSection;
 use bam_cluster::plan::Stage;
-
-/// Ranks that there are.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Slots {
-    /// Altogether.
-    pub all: usize,
-    /// For a training of one task; none: all of them.
-    pub single: Option<usize>,
-}
-
-impl Slots {
-    fn of(self, stage: &Stage) -> usize {
-        if stage.tasks_learnt() == 1 { self.single.unwrap_or(self.all) } else { self.all }
-    }
-}
 
 /// A run's stages and how far each has come.
 pub(super) struct Schedule<'a> {
     stages: &'a [Stage],
-    slots: Slots,
+    cluster: &'a ClusterSection,
     /// Not looked at yet.
     open: BTreeSet<usize>,
     /// Ranks of those that run.
@@ -33,19 +19,20 @@ pub(super) struct Schedule<'a> {
 }
 
 impl<'a> Schedule<'a> {
-    pub(super) fn new(stages: &'a [Stage], slots: Slots) -> Self {
+    pub(super) fn new(stages: &'a [Stage], cluster: &'a ClusterSection) -> Self {
         let open = (0..stages.len()).collect();
-        Schedule { stages, slots, open, running: BTreeMap::new(), complete: BTreeSet::new() }
+        Schedule { stages, cluster, open, running: BTreeMap::new(), complete: BTreeSet::new() }
     }
 
     /// The stage to look at next, if there is one that could start now.
     pub(super) fn next(&self) -> Option<&'a Stage> {
-        let free = self.slots.all - self.running.values().sum::<usize>().min(self.slots.all);
+        let free = self.cluster.processes.saturating_sub(self.running.values().sum());
         let can_start = |&&i: &&usize| {
             let stage = &self.stages[i];
-            self.slots.of(stage) <= free && stage.needs().iter().all(|need| self.complete.contains(need))
+            self.cluster.ranks(stage.tasks_learnt()) <= free
+                && stage.needs().iter().all(|need| self.complete.contains(need))
         };
-        let side_by_side = self.slots.single.is_some_and(|single| 2 * single <= self.slots.all);
+        let side_by_side = 2 * self.cluster.ranks(1) <= self.cluster.processes;
         let key = |&&i: &&usize| {
             let stage = &self.stages[i];
             let trial = stage.name.split_once('@').and_then(|(_, trial)| trial.parse().ok()).unwrap_or(1u64);
@@ -57,7 +44,7 @@ impl<'a> Schedule<'a> {
     /// A stage has been started.
     pub(super) fn start(&mut self, name: &str) {
         if let Some(stage) = self.take(name) {
-            self.running.insert(&stage.name, self.slots.of(stage));
+            self.running.insert(&stage.name, self.cluster.ranks(stage.tasks_learnt()));
         }
     }
 
@@ -104,9 +91,13 @@ mod tests {
         Plan::derive(&recipe, &sizes).stages
     }
 
+    fn ranks(processes: usize, single_processes: Option<usize>) -> ClusterSection {
+        ClusterSection { processes, single_processes, ..ClusterSection::default() }
+    }
+
     /// Which stages start together, wave by wave, if all of a wave end at the same time.
-    fn waves(stages: &[Stage], slots: Slots) -> Vec<Vec<&str>> {
-        let mut schedule = Schedule::new(stages, slots);
+    fn waves<'a>(stages: &'a [Stage], cluster: &'a ClusterSection) -> Vec<Vec<&'a str>> {
+        let mut schedule = Schedule::new(stages, cluster);
         let mut waves = vec![];
         loop {
             let mut wave = vec![];
@@ -128,7 +119,8 @@ mod tests {
     #[test]
     fn with_all_ranks_for_each_stage_they_run_in_the_order_of_the_plan() {
         let all = stages("trials: 2");
-        let order: Vec<&str> = waves(&all, Slots { all: 4, single: None }).into_iter().flatten().collect();
+        let cluster = ranks(4, None);
+        let order: Vec<&str> = waves(&all, &cluster).into_iter().flatten().collect();
         assert_eq!(order, all.iter().map(|s| s.name.as_str()).collect::<Vec<_>>());
     }
 
@@ -141,16 +133,18 @@ mod tests {
             vec!["logits"],
             vec!["student"],
         ];
-        assert_eq!(waves(&stages(""), Slots { all: 4, single: Some(2) }), expected);
+        assert_eq!(waves(&stages(""), &ranks(4, Some(2))), expected);
         let two = stages("trials: 2");
-        let wide = waves(&two, Slots { all: 8, single: Some(2) });
+        let cluster = ranks(8, Some(2));
+        let wide = waves(&two, &cluster);
         assert_eq!(wide[1], ["teacher-cola", "teacher-mrpc", "teacher-rte", "teacher-cola@2"]);
     }
 
     #[test]
     fn what_needs_a_stage_that_is_held_never_starts() {
         let all = stages("");
-        let mut schedule = Schedule::new(&all, Slots { all: 1, single: None });
+        let cluster = ranks(1, None);
+        let mut schedule = Schedule::new(&all, &cluster);
         schedule.complete("prepare");
         schedule.hold("teacher-rte");
         for name in ["teacher-mrpc", "teacher-cola"] {
