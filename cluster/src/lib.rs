@@ -7,6 +7,7 @@ pub mod config;
 pub mod digest;
 pub mod encoder;
 pub mod exit_code;
+pub mod fault;
 pub mod files;
 pub mod metrics;
 pub mod plan;

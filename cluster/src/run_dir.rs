@@ -37,9 +37,14 @@ impl RunDir {
         self.stage(stage).join("control.json")
     }
 
-    /// The number of the newest start; whoever has an older one must not commit.
+    /// How many starts of stages there have been.
     pub fn incarnation(&self) -> PathBuf {
         self.0.join("incarnation")
+    }
+
+    /// The number of a stage's newest start; whoever has another one must not commit.
+    pub fn stage_incarnation(&self, stage: &str) -> PathBuf {
+        self.stage(stage).join("incarnation")
     }
 
     /// Token ids and labels of one split of a task.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bam_cluster::fault::Fault;
 use clap::{Args, Parser, Subcommand};
 
 const EXAMPLES: &str = "\
@@ -15,6 +16,7 @@ Examples:
   bam predict configs/glue-small.yaml && bam submission runs/glue-small
                                           answers to GLUE's test sets, as its server takes them
   bam export runs/demo                    the student as one model per task, for transformers
+  bam rehearse configs/demo.yaml -n 2     kills, hangs, damage: does it survive here?
 
 Exit codes:
   0    done
@@ -53,10 +55,12 @@ pub enum Command {
     Submission(SubmissionArguments),
     /// Take a model of several tasks apart into one for each, which Hugging Face's tools open
     Export(ExportArguments),
+    /// Run a recipe, cut down, through every kind of trouble: does it end with the same weights on this machine?
+    Rehearse(RehearseArguments),
 }
 
 /// A recipe and changes to it.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct RecipeArguments {
     /// The recipe, a YAML file
     pub config: PathBuf,
@@ -77,6 +81,23 @@ pub struct RunArguments {
     /// Where everything is written [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Let a rank fail once, for example student:kill:1:step-12 (as `bam rehearse` does)
+    #[arg(long, value_name = "FAILURE", hide_short_help = true)]
+    pub inject: Vec<Fault>,
+}
+
+/// `bam rehearse`.
+#[derive(Debug, Args)]
+pub struct RehearseArguments {
+    /// What to rehearse.
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// Where the runs are made; what does not survive is kept [default: runs/NAME-rehearsal]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Kill at every point of the commit of a checkpoint, not only at three of them
+    #[arg(long)]
+    pub every_point: bool,
 }
 
 /// `bam predict`.

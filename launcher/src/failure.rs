@@ -9,10 +9,10 @@ use bam_cluster::teacher::LogitsError;
 
 use crate::command::export::ExportError;
 use crate::command::submission::SubmissionError;
+use crate::conduct::StageFailed;
 use crate::report::NotARun;
 use crate::run_claim::OtherRecipe;
 use crate::stage_inputs::MissingProduct;
-use crate::supervise::StageFailed;
 
 /// The error and its causes in one line, each said once: many of our errors already quote their cause.
 pub fn text(error: &anyhow::Error) -> String {

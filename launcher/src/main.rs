@@ -7,6 +7,7 @@ mod command;
 mod conduct;
 mod failure;
 mod project;
+mod rehearsal;
 mod report;
 mod run_claim;
 mod run_lock;
@@ -39,5 +40,6 @@ fn run() -> anyhow::Result<u8> {
         Command::Predict(arguments) => command::run::predict(arguments),
         Command::Submission(arguments) => command::submission::run(&arguments),
         Command::Export(arguments) => command::export::run(&arguments),
+        Command::Rehearse(arguments) => command::rehearse::run(&arguments),
     }
 }

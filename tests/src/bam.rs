@@ -163,6 +163,17 @@ impl Running {
         read(&self.stderr)
     }
 
+    /// Waits until these words are on stderr; returns how long it took.
+    ///
+    /// # Panics
+    /// As [`wait_until`](Self::wait_until).
+    pub fn wait_for_words(&mut self, words: &str) -> Duration {
+        let since = Instant::now();
+        let stderr = self.stderr.try_clone().unwrap();
+        self.wait_until(words, || read(&stderr).contains(words));
+        since.elapsed()
+    }
+
     /// Waits for its end.
     ///
     /// # Panics

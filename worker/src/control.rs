@@ -1,7 +1,8 @@
 //! A rank's end of the control channel: orders in, events and heartbeats out, and the watchdog that ends a rank which
 //! is stuck in a collective or has lost its launcher.
 
-use std::io::BufReader;
+use std::fs;
+use std::io::{self, BufReader};
 use std::net::TcpStream;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bam_cluster::comm::Activity;
 use bam_cluster::exit_code;
-use bam_cluster::protocol::{self, ControlFile, Failure, FromRank, Heartbeat, Hello, ToRank};
+use bam_cluster::protocol::{self, ControlFile, Failure, FromRank, Heartbeat, Hello, LastCollective, ToRank};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::flag;
 
 use crate::comm::MpiWorld;
 
@@ -26,6 +29,8 @@ pub struct Control {
 }
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long after the deadline a rank that the launcher has not ended ends itself.
+const LAST_WORD: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Control {
@@ -46,6 +51,7 @@ impl Control {
             world_size,
             host: host_name(),
             pid: process::id(),
+            device: "cpu".to_owned(),
         }))?;
         let (orders, received) = mpsc::channel();
         let listener = control.clone();
@@ -72,6 +78,18 @@ impl Control {
         self.over.store(true, Ordering::Relaxed);
     }
 
+    /// From now on a signal that asks this rank to end (Slurm sends one to every process when time is up) is a wish for a
+    /// stop at the next step, which all ranks then agree on.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn listen_to_signals(&self) -> io::Result<()> {
+        for signal in [SIGTERM, SIGINT, SIGUSR1] {
+            flag::register(signal, self.stop.clone())?;
+        }
+        Ok(())
+    }
+
     /// Starts the heartbeat of this rank, and the watchdog over its collectives.
     pub fn start_heartbeat(&self, activity: Activity, deadline: Duration) {
         let control = self.clone();
@@ -85,24 +103,27 @@ impl Control {
 
     fn beat(&self, activity: &Activity, deadline: Duration) {
         let now = activity.snapshot();
-        let beat = Heartbeat {
-            phase: now.phase.to_owned(),
-            step: now.step,
-            collective: now.collective.map(|(name, time)| (name.to_owned(), time.as_secs_f64())),
+        let collective = now.collective.map(|name| LastCollective {
+            name: name.to_owned(),
             sequence: now.sequence,
-        };
+            waiting: now.waiting.map(|time| time.as_secs_f64()),
+        });
+        let (idle, memory) = (now.idle.as_secs_f64(), memory_in_use());
+        let beat = Heartbeat { phase: now.phase.to_owned(), step: now.step, collective, idle, memory };
         // If the launcher is gone, the listener knows and ends this rank.
         let _ = self.send(&FromRank::Heartbeat(beat));
-        if let Some((name, time)) = now.collective.filter(|(_, time)| *time > deadline) {
+        // The launcher sees the other ranks, too, and knows better whose fault it is: it comes first.
+        if let (Some(name), Some(time)) = (now.collective, now.waiting.filter(|t| *t > deadline + LAST_WORD)) {
             let message = format!("was in collective '{name}' for {} s, longer than cluster.deadline", time.as_secs());
-            self.fail(exit_code::FAILURE, message);
+            self.fail(exit_code::FAILURE, message, false);
         }
     }
 
     /// Tells the launcher why this rank cannot go on, and ends all ranks.
-    pub fn fail(&self, exit_code: u8, message: String) -> ! {
+    /// `is_lasting`: going on from the last checkpoint would end in the same way.
+    pub fn fail(&self, exit_code: u8, message: String, is_lasting: bool) -> ! {
         eprintln!("error: {message}");
-        let _ = self.send(&FromRank::Failed(Failure { exit_code, message }));
+        let _ = self.send(&FromRank::Failed(Failure { exit_code, message, is_lasting }));
         MpiWorld::abort(exit_code)
     }
 
@@ -120,6 +141,13 @@ impl Control {
             MpiWorld::abort(exit_code::FAILURE)
         }
     }
+}
+
+/// Bytes of this process in memory, where the system tells.
+fn memory_in_use() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 fn host_name() -> String {

@@ -4,6 +4,7 @@ pub mod comm;
 pub mod control;
 pub mod data;
 pub mod eval;
+pub mod fault;
 pub mod gradient;
 pub mod model;
 pub mod objective;

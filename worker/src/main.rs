@@ -17,6 +17,7 @@ use bam_worker::comm::MpiWorld;
 use bam_worker::control::Control;
 use bam_worker::data::{TokenFileError, TokenizeError};
 use bam_worker::session::Session;
+use bam_worker::train::Diverged;
 use bam_worker::weights::WeightsError;
 use bam_worker::{stage, telemetry};
 use clap::Parser;
@@ -55,6 +56,9 @@ fn main() -> ExitCode {
         }
     };
     abort_on_panic(control.clone());
+    if let Err(e) = control.listen_to_signals() {
+        control.fail(exit_code::FAILURE, format!("cannot listen for signals: {e}"), false);
+    }
     let session = Session::join(Box::new(world), activity, run, &args.stage, control.clone(), orders, &file);
     let done = session.and_then(|session| {
         tch::set_num_threads(i32::try_from(session.recipe.cluster.threads)?);
@@ -65,7 +69,7 @@ fn main() -> ExitCode {
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => control.fail(code_of(&e), format!("{e:#}")),
+        Err(e) => control.fail(code_of(&e), format!("{e:#}"), is_lasting(&e)),
     }
 }
 
@@ -77,8 +81,15 @@ fn refuse(message: &str) -> ExitCode {
 /// A panic in one rank would leave the others waiting in MPI for ever: it ends them all, with its words.
 fn abort_on_panic(control: Control) {
     std::panic::set_hook(Box::new(move |panic| {
-        control.fail(exit_code::FAILURE, format!("internal error (please report it): {panic}"))
+        control.fail(exit_code::FAILURE, format!("internal error (please report it): {panic}"), false)
     }));
+}
+
+/// Whether going on from the last checkpoint would end in the same way: with bad input or a diverged loss it would, with
+/// a full disk, a network or a file system that fails it need not.
+fn is_lasting(error: &anyhow::Error) -> bool {
+    let is_io = error.chain().any(|e| e.is::<std::io::Error>());
+    error.is::<Diverged>() || (code_of(error) != exit_code::FAILURE && !is_io)
 }
 
 /// The exit code that an error deserves.

@@ -17,6 +17,7 @@ use bam_cluster::{digest, files};
 use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
+use crate::fault::Faults;
 
 /// Everything that a stage needs to begin.
 pub struct Session {
@@ -40,6 +41,8 @@ pub struct Session {
     pub begin: Begin,
     /// Keeps an orphan from committing.
     pub fence: Fence,
+    /// The failures that this rank rehearses.
+    pub faults: Faults,
     orders: Receiver<ToRank>,
 }
 
@@ -73,15 +76,28 @@ impl Session {
         let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)?;
         let plan = derive_plan(&run, &recipe)?;
         let Some(work) = plan.stage(stage).cloned() else { bail!("the plan has no stage '{stage}'") };
-        let fence = Fence::of(&run, file.incarnation);
+        let fence = Fence::of(&run, stage, file.incarnation);
         let tasks = recipe.tasks();
-        let begin = Begin { plan: String::new(), inputs: Default::default() };
-        let mut session =
-            Session { world, control, activity, run, recipe, tasks, encoder, stage: work, begin, fence, orders };
+        let faults = Faults::of_rank(&[], world.rank(), control.clone());
+        let mut session = Session {
+            world,
+            control,
+            activity,
+            run,
+            recipe,
+            tasks,
+            encoder,
+            stage: work,
+            begin: Begin { plan: String::new(), inputs: Default::default(), faults: vec![] },
+            fence,
+            faults,
+            orders,
+        };
         session.begin = match session.next_order()? {
             ToRank::Begin(begin) => begin,
             other => bail!("the launcher's first order is {other:?}"),
         };
+        session.faults = Faults::of_rank(&session.begin.faults, session.world.rank(), session.control.clone());
         session.compare(&plan)?;
         Ok(session)
     }

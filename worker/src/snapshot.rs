@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use bam_cluster::encoder::Weights;
 use safetensors::tensor::{Dtype, View};
 
-use crate::model::{Init, Parameters};
+use crate::model::{Init, ParameterSpec, Parameters};
 use crate::optim::Optimizer;
 use crate::weights::{WeightStore, WeightsError};
 
@@ -52,18 +53,22 @@ pub fn one_file(path: &Path) -> Weights {
     Weights::Safetensors(vec![path.to_owned()])
 }
 
-/// Writes all parameters. A single head is named `classifier`, as Hugging Face's `BertForSequenceClassification`
-/// names it; several are named `classifiers.TASK`.
+/// Writes all parameters: the flat buffer `values` in the shapes and places that `specs` and `ranges` say. A single head
+/// is named `classifier`, as Hugging Face's `BertForSequenceClassification` names it; several are named
+/// `classifiers.TASK`.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_parameters(path: &Path, parameters: &mut Parameters, single_head: bool) -> Result<(), WeightsError> {
-    let specs = parameters.specs().to_vec();
-    let ranges = parameters.ranges().to_vec();
-    let values = &*parameters.values_mut();
+pub fn write_values(
+    path: &Path,
+    specs: &[ParameterSpec],
+    ranges: &[Range<usize>],
+    values: &[f32],
+    single_head: bool,
+) -> Result<(), WeightsError> {
     let tensors = specs.iter().zip(ranges).map(|(spec, range)| {
         let name = if single_head { single_head_name(&spec.name) } else { spec.name.clone() };
-        (name, Floats { shape: spec.shape.iter().map(|&n| n as usize).collect(), values: &values[range] })
+        (name, Floats::of(spec, &values[range.clone()]))
     });
     write(path, tensors.collect())
 }
@@ -71,18 +76,20 @@ pub fn write_parameters(path: &Path, parameters: &mut Parameters, single_head: b
 const FIRST: &str = "first_moment.";
 const SECOND: &str = "second_moment.";
 
-/// Writes the optimizer's moments, under the parameters' names.
+/// Writes the optimizer's first and second moments, under the parameters' names.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_moments(path: &Path, parameters: &Parameters, optimizer: &Optimizer) -> Result<(), WeightsError> {
-    let (first, second) = optimizer.moments();
+pub fn write_moments(
+    path: &Path,
+    specs: &[ParameterSpec],
+    ranges: &[Range<usize>],
+    (first, second): (&[f32], &[f32]),
+) -> Result<(), WeightsError> {
     let mut tensors = Vec::new();
-    for (spec, range) in parameters.specs().iter().zip(parameters.ranges()) {
-        let shape: Vec<usize> = spec.shape.iter().map(|&n| n as usize).collect();
+    for (spec, range) in specs.iter().zip(ranges) {
         for (prefix, moments) in [(FIRST, first), (SECOND, second)] {
-            let values = &moments[range.clone()];
-            tensors.push((format!("{prefix}{}", spec.name), Floats { shape: shape.clone(), values }));
+            tensors.push((format!("{prefix}{}", spec.name), Floats::of(spec, &moments[range.clone()])));
         }
     }
     write(path, tensors)
@@ -125,6 +132,12 @@ struct Floats<'a> {
     values: &'a [f32],
 }
 
+impl<'a> Floats<'a> {
+    fn of(spec: &ParameterSpec, values: &'a [f32]) -> Self {
+        Floats { shape: spec.shape.iter().map(|&n| n as usize).collect(), values }
+    }
+}
+
 impl View for Floats<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
@@ -154,7 +167,6 @@ fn write(path: &Path, tensors: Vec<(String, Floats)>) -> Result<(), WeightsError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ParameterSpec;
     use bam_cluster::config::OptimizerKind;
 
     fn parameters() -> Parameters {
@@ -181,7 +193,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for single in [false, true] {
             let path = dir.path().join("m.safetensors");
-            write_parameters(&path, &mut parameters(), single).unwrap();
+            let mut p = parameters();
+            let (specs, ranges) = (p.specs().to_vec(), p.ranges().to_vec());
+            write_values(&path, &specs, &ranges, p.values_mut(), single).unwrap();
             let mut read = parameters();
             read.values_mut().fill(0.0);
             read_model(&one_file(&path), &mut read).unwrap();
@@ -215,7 +229,7 @@ mod tests {
         let mut written = Optimizer::new(OptimizerKind::BertAdam, spans.clone());
         written.moments_mut().0.copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 4.5]);
         written.moments_mut().1.copy_from_slice(&[5.0, 6.0, 7.0, 8.0, 9.0]);
-        write_moments(&path, &p, &written).unwrap();
+        write_moments(&path, p.specs(), p.ranges(), written.moments()).unwrap();
         let mut read = Optimizer::new(OptimizerKind::BertAdam, spans);
         read_moments(&path, &p, &mut read).unwrap();
         assert_eq!(read.moments(), written.moments());

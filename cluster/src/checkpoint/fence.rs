@@ -1,4 +1,4 @@
-//! Incarnations: each start of a run has a number, and only the newest may commit.
+//! Incarnations: each start of a stage has a number, and only the newest may commit.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use super::CheckpointError;
 use crate::files;
 use crate::run_dir::RunDir;
 
-/// This start's number and where the newest start's number stands.
+/// One start's number, and where the number of the stage's newest start stands.
 #[derive(Debug, Clone)]
 pub struct Fence {
     path: PathBuf,
@@ -14,21 +14,27 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// Begins a new start of the run: takes the next number. Only for the holder of the run's lock.
+    /// Begins a new start of a stage: takes the run's next number. From now on, whoever has another one must not write
+    /// in this stage. Only for the holder of the run's lock, and one at a time.
     ///
     /// # Errors
-    /// The number cannot be read or written.
-    pub fn advance(run: &RunDir) -> Result<Fence, CheckpointError> {
-        let mut fence = Fence { path: run.incarnation(), own: 0 };
-        fence.own = fence.current()? + 1;
-        let io = |source| CheckpointError::Io { path: fence.path.clone(), source };
-        files::write_atomically(&fence.path, format!("{}\n", fence.own).as_bytes()).map_err(io)?;
+    /// A number cannot be read or written.
+    pub fn advance(run: &RunDir, stage: &str) -> Result<Fence, CheckpointError> {
+        // The run counts, not the stage: a number that was once given is never given again, even if the stage's
+        // directory is removed to make it anew.
+        let counter = run.incarnation();
+        let own = read(&counter)? + 1;
+        let fence = Fence::of(run, stage, own);
+        for path in [counter, fence.path.clone()] {
+            files::write_atomically(&path, format!("{own}\n").as_bytes())
+                .map_err(|source| CheckpointError::Io { path, source })?;
+        }
         Ok(fence)
     }
 
-    /// The fence of a process that belongs to start `own`.
-    pub fn of(run: &RunDir, own: u64) -> Fence {
-        Fence { path: run.incarnation(), own }
+    /// The fence of a process that belongs to start `own` of `stage`.
+    pub fn of(run: &RunDir, stage: &str, own: u64) -> Fence {
+        Fence { path: run.stage_incarnation(stage), own }
     }
 
     /// This start's number.
@@ -36,25 +42,25 @@ impl Fence {
         self.own
     }
 
-    /// Fails if a newer start exists.
+    /// Fails if the stage has a newer start.
     ///
     /// # Errors
     /// [`CheckpointError::Fenced`], or the number cannot be read.
     pub fn check(&self) -> Result<(), CheckpointError> {
-        let current = self.current()?;
+        let current = read(&self.path)?;
         if current == self.own { Ok(()) } else { Err(CheckpointError::Fenced { own: self.own, current }) }
     }
+}
 
-    fn current(&self) -> Result<u64, CheckpointError> {
-        let io = |source| CheckpointError::Io { path: self.path.clone(), source };
-        let text = match std::fs::read_to_string(&self.path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-            Err(e) => return Err(io(e)),
-        };
-        text.trim().parse().map_err(|_| CheckpointError::Damaged {
-            path: self.path.clone(),
-            problem: "is not a number; write the number of starts so far into it".to_owned(),
-        })
-    }
+/// The number in a file; 0 if there is none.
+fn read(path: &PathBuf) -> Result<u64, CheckpointError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(source) => return Err(CheckpointError::Io { path: path.clone(), source }),
+    };
+    text.trim().parse().map_err(|_| CheckpointError::Damaged {
+        path: path.clone(),
+        problem: "is not a number; write the number of starts so far into it".to_owned(),
+    })
 }

@@ -12,6 +12,7 @@ const FORMAT_VERSION: u32 = 1;
 
 /// Content of `manifest.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Manifest {
     format_version: u32,
     files: Vec<ManifestEntry>,
@@ -19,6 +20,7 @@ pub struct Manifest {
 
 /// One file that the manifest vouches for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ManifestEntry {
     /// File name within the directory.
     pub name: String,
@@ -52,8 +54,9 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads a directory's manifest and compares every file with it. The error says what is wrong.
-    pub fn verify(directory: &Path) -> Result<Manifest, String> {
+    /// Reads a directory's manifest and compares every file with it; it has to vouch for all of `names`. The error says
+    /// what is wrong.
+    pub fn verify(directory: &Path, names: &[&str]) -> Result<Manifest, String> {
         let manifest: Manifest = match files::read_json(&directory.join(Self::NAME)) {
             Ok(Some(manifest)) => manifest,
             Ok(None) => return Err("has no manifest".to_owned()),
@@ -61,6 +64,9 @@ impl Manifest {
         };
         if manifest.format_version != FORMAT_VERSION {
             return Err(format!("format version {} is not known here", manifest.format_version));
+        }
+        if let Some(missing) = names.iter().find(|name| manifest.files.iter().all(|entry| entry.name != **name)) {
+            return Err(format!("its manifest does not name {missing}"));
         }
         for entry in &manifest.files {
             let path = directory.join(&entry.name);

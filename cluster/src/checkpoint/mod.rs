@@ -3,6 +3,7 @@
 
 mod fence;
 mod manifest;
+mod point;
 mod store;
 
 use std::io;
@@ -12,12 +13,14 @@ use serde::{Deserialize, Serialize};
 
 pub use fence::Fence;
 pub use manifest::{Manifest, ManifestEntry};
+pub use point::CommitPoint;
 pub use store::{Draft, Found, Store};
 
 use crate::plan::{Receipt, Schedule};
 
 /// What a checkpoint knows besides tensors (`state.json`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct State {
     /// Optimizer steps done.
     pub step: u64,
@@ -27,7 +30,7 @@ pub struct State {
     pub schedule: Schedule,
     /// Hash of the stage's inputs.
     pub inputs: String,
-    /// Which start of the run wrote it.
+    /// Which start of the stage wrote it.
     pub incarnation: u64,
     /// Number of processes that wrote it; another number gives the same batches and other rounding.
     pub world_size: usize,
@@ -46,8 +49,8 @@ pub enum CheckpointError {
         /// Why.
         source: io::Error,
     },
-    /// A newer start of the run exists.
-    #[error("this process belongs to start {own} of the run, but start {current} is under way: it must not write")]
+    /// A newer start of the stage exists.
+    #[error("this process belongs to start {own} of its stage, but start {current} is under way: it must not write")]
     Fenced {
         /// This process's incarnation.
         own: u64,

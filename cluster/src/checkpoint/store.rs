@@ -4,12 +4,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{CheckpointError, Fence, Manifest, State};
+use super::{CheckpointError, CommitPoint, Fence, Manifest, State};
 use crate::files;
 
 /// The checkpoints of one stage.
+#[derive(Debug, Clone)]
 pub struct Store {
     directory: PathBuf,
+    /// The files of a checkpoint, besides state and manifest.
+    files: &'static [&'static str],
     keep: usize,
     fence: Fence,
 }
@@ -42,9 +45,9 @@ impl Drop for Draft {
 }
 
 impl Store {
-    /// The checkpoints in `directory`, of which `keep` are kept.
-    pub fn new(directory: PathBuf, keep: usize, fence: Fence) -> Self {
-        Store { directory, keep, fence }
+    /// The checkpoints in `directory`, each of these `files`; the newest `keep` are kept.
+    pub fn new(directory: PathBuf, files: &'static [&'static str], keep: usize, fence: Fence) -> Self {
+        Store { directory, files, keep, fence }
     }
 
     /// Begins a checkpoint.
@@ -52,7 +55,7 @@ impl Store {
     /// # Errors
     /// The directory cannot be made.
     pub fn draft(&self) -> Result<Draft, CheckpointError> {
-        let path = self.directory.join(format!(".draft-{}", self.fence.incarnation()));
+        let path = self.directory.join(format!("{DRAFT}{}", self.fence.incarnation()));
         self.io(
             &path,
             (|| {
@@ -65,22 +68,44 @@ impl Store {
         Ok(Draft { path })
     }
 
-    /// Makes a draft, with the files `names` in it, the newest checkpoint; then removes those that are too many.
+    /// Makes a draft, with all files written, the newest checkpoint; then removes those that are too many. `passed` hears
+    /// of each point of the protocol as it is passed.
     ///
     /// # Errors
-    /// The file system refuses, or a newer start of the run exists. What was there before is untouched.
-    pub fn commit(&self, draft: Draft, names: &[&str], state: &State) -> Result<PathBuf, CheckpointError> {
+    /// The file system refuses, or a newer start of the stage exists. What was there before is untouched.
+    pub fn commit(
+        &self,
+        draft: Draft,
+        state: &State,
+        mut passed: impl FnMut(CommitPoint),
+    ) -> Result<PathBuf, CheckpointError> {
         let target = self.directory.join(name_of(state.step));
-        let all: Vec<&str> = names.iter().copied().chain([STATE]).collect();
         self.io(&draft.path, files::write_json(&draft.file(STATE), state))?;
-        self.io(&draft.path, Manifest::write(&draft.path, &all))?;
+        passed(CommitPoint::StateWritten);
+        self.io(&draft.path, Manifest::write(&draft.path, &self.all_files()))?;
+        passed(CommitPoint::ManifestWritten);
         self.io(&draft.path, files::sync_dir(&draft.path))?;
+        passed(CommitPoint::DraftSynced);
         self.fence.check()?;
-        self.io(&target, replace_dir(&draft.path, &target))?;
+        passed(CommitPoint::FenceChecked);
+        self.io(&target, hide(&target))?;
+        passed(CommitPoint::OldMovedAside);
+        self.io(&target, fs::rename(&draft.path, &target))?;
+        passed(CommitPoint::Renamed);
         self.io(&self.directory, files::sync_dir(&self.directory))?;
+        passed(CommitPoint::Synced);
         let latest = self.directory.join("LATEST");
         self.io(&latest, files::write_atomically(&latest, format!("{}\n", name_of(state.step)).as_bytes()))?;
-        self.retire(state.step)?;
+        passed(CommitPoint::LatestWritten);
+        // An orphan that was held up since the check above must not remove what a newer start has made.
+        self.fence.check()?;
+        for step in too_many(&self.steps()?, state.step, self.keep) {
+            let path = self.directory.join(name_of(step));
+            self.io(&path, hide(&path))?;
+        }
+        passed(CommitPoint::SurplusHidden);
+        self.sweep(&[OLD])?;
+        passed(CommitPoint::SurplusRemoved);
         Ok(target)
     }
 
@@ -92,7 +117,7 @@ impl Store {
         let mut damaged = Vec::new();
         for step in self.steps()?.into_iter().rev() {
             let path = self.directory.join(name_of(step));
-            match read(&path, step) {
+            match self.read(&path, step) {
                 Ok(state) => return Ok((Some(Found { path, state }), damaged)),
                 Err(problem) => damaged.push(CheckpointError::Damaged { path, problem }),
             }
@@ -100,9 +125,30 @@ impl Store {
         Ok((None, damaged))
     }
 
-    fn retire(&self, committed: u64) -> Result<(), CheckpointError> {
-        for step in too_many(&self.steps()?, committed, self.keep) {
-            let path = self.directory.join(name_of(step));
+    /// Prepares the directory for going on after `step` optimizer steps (0: from the beginning): damaged checkpoints of
+    /// later steps are set aside under another name, and what earlier starts left half-done is removed.
+    ///
+    /// # Errors
+    /// The file system refuses, or a newer start of the stage exists.
+    pub fn go_on_after(&self, step: u64) -> Result<(), CheckpointError> {
+        self.fence.check()?;
+        for later in self.steps()?.into_iter().filter(|s| *s > step) {
+            let (from, to) = (self.directory.join(name_of(later)), self.directory.join(format!("damaged-{later:08}")));
+            let moved = (|| {
+                if to.exists() {
+                    fs::remove_dir_all(&to)?;
+                }
+                fs::rename(&from, &to)
+            })();
+            self.io(&from, moved)?;
+        }
+        self.sweep(&[OLD, DRAFT])
+    }
+
+    /// Removes entries whose names begin so.
+    fn sweep(&self, beginnings: &[&str]) -> Result<(), CheckpointError> {
+        for name in self.names()?.iter().filter(|name| beginnings.iter().any(|b| name.starts_with(b))) {
+            let path = self.directory.join(name);
             self.io(&path, fs::remove_dir_all(&path))?;
         }
         Ok(())
@@ -110,14 +156,32 @@ impl Store {
 
     /// Steps of all checkpoints, damaged ones included, ascending.
     fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+        let step = |name: String| name.strip_prefix("step-")?.parse::<u64>().ok();
+        let mut steps: Vec<u64> = self.names()?.into_iter().filter_map(step).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    fn names(&self) -> Result<Vec<String>, CheckpointError> {
         let entries = match fs::read_dir(&self.directory) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => self.io(&self.directory, entries)?,
         };
-        let step = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
-        let mut steps: Vec<u64> = entries.filter_map(Result::ok).filter_map(step).collect();
-        steps.sort_unstable();
-        Ok(steps)
+        Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+    }
+
+    fn all_files(&self) -> Vec<&'static str> {
+        self.files.iter().copied().chain([STATE]).collect()
+    }
+
+    fn read(&self, path: &Path, step: u64) -> Result<State, String> {
+        Manifest::verify(path, &self.all_files())?;
+        let state: State = match files::read_json(&path.join(STATE)) {
+            Ok(Some(state)) => state,
+            Ok(None) => return Err("has no state.json".to_owned()),
+            Err(e) => return Err(format!("state.json: {e}")),
+        };
+        if state.step == step { Ok(state) } else { Err(format!("says that it is step {}", state.step)) }
     }
 
     fn io<T>(&self, path: &Path, result: io::Result<T>) -> Result<T, CheckpointError> {
@@ -127,42 +191,32 @@ impl Store {
 
 const STATE: &str = "state.json";
 
+/// How the names of drafts begin; the number of the start follows.
+const DRAFT: &str = ".draft-";
+/// How the names of checkpoints begin that are about to be removed.
+const OLD: &str = ".old-";
+
 fn name_of(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-/// The checkpoints to remove: all but the newest `keep` up to the one just committed. Those after it are of a past
-/// that is being written anew (they were damaged, or the resume skipped them).
+/// The checkpoints to remove: all but the newest `keep` up to the one just committed, which is good and always kept.
 fn too_many(steps: &[u64], committed: u64, keep: usize) -> Vec<u64> {
-    let (past, future): (Vec<u64>, Vec<u64>) = steps.iter().partition(|s| **s <= committed);
-    let surplus = past.len().saturating_sub(keep);
-    past[..surplus].iter().copied().chain(future).collect()
+    let past: Vec<u64> = steps.iter().copied().filter(|s| *s <= committed).collect();
+    past[..past.len().saturating_sub(keep)].to_vec()
 }
 
-fn read(path: &Path, step: u64) -> Result<State, String> {
-    Manifest::verify(path)?;
-    let state: State = match files::read_json(&path.join(STATE)) {
-        Ok(Some(state)) => state,
-        Ok(None) => return Err("has no state.json".to_owned()),
-        Err(e) => return Err(format!("state.json: {e}")),
-    };
-    if state.step == step { Ok(state) } else { Err(format!("says that it is step {}", state.step)) }
-}
-
-/// Renames directory `from` to `to`. A directory that is in the way is moved aside first and removed last.
-fn replace_dir(from: &Path, to: &Path) -> io::Result<()> {
-    let old = to.with_extension("old");
-    if old.exists() {
-        fs::remove_dir_all(&old)?;
+/// Takes a checkpoint's name away, if it is there, so that no reader finds it while it is being removed.
+fn hide(checkpoint: &Path) -> io::Result<()> {
+    let name = checkpoint.file_name().unwrap_or_default().to_string_lossy();
+    let hidden = checkpoint.with_file_name(format!("{OLD}{name}"));
+    if hidden.exists() {
+        fs::remove_dir_all(&hidden)?;
     }
-    if to.exists() {
-        fs::rename(to, &old)?;
+    match fs::rename(checkpoint, &hidden) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        moved => moved,
     }
-    fs::rename(from, to)?;
-    if old.exists() {
-        fs::remove_dir_all(&old)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -180,12 +234,12 @@ mod tests {
     fn commit(store: &Store, step: u64) -> Result<PathBuf, CheckpointError> {
         let draft = store.draft()?;
         fs::write(draft.file("model"), step.to_string()).unwrap();
-        store.commit(draft, &["model"], &state(step))
+        store.commit(draft, &state(step), |_| {})
     }
 
     fn store(dir: &Path, keep: usize) -> Store {
         let run = RunDir::new(dir);
-        Store::new(run.checkpoints("s"), keep, Fence::advance(&run).unwrap())
+        Store::new(run.checkpoints("s"), &["model"], keep, Fence::advance(&run, "s").unwrap())
     }
 
     fn newest(store: &Store) -> (Option<u64>, usize) {
@@ -212,14 +266,18 @@ mod tests {
         let lose = |p: &Path| fs::remove_file(p.join("state.json")).unwrap();
         let unname = |p: &Path| fs::remove_file(p.join("manifest.json")).unwrap();
         let garble = |p: &Path| fs::write(p.join("manifest.json"), "{").unwrap();
-        let damages: [&dyn Fn(&Path); 5] = [&truncate, &flip, &lose, &unname, &garble];
+        let omit = |p: &Path| drop(Manifest::write(p, &["state.json"]).unwrap());
+        let damages: [&dyn Fn(&Path); 6] = [&truncate, &flip, &lose, &unname, &garble, &omit];
         for damage in damages {
             let dir = tempfile::tempdir().unwrap();
             let store = store(dir.path(), 3);
             commit(&store, 10).unwrap();
             damage(&commit(&store, 20).unwrap());
             assert_eq!(newest(&store), (Some(10), 1));
-            // Going on from 10 writes 20 anew.
+            // Going on from 10 sets the damaged one aside and writes 20 anew.
+            store.go_on_after(10).unwrap();
+            assert_eq!(newest(&store), (Some(10), 0));
+            assert!(store.names().unwrap().contains(&"damaged-00000020".to_owned()));
             commit(&store, 20).unwrap();
             assert_eq!(newest(&store), (Some(20), 0));
         }
@@ -237,6 +295,75 @@ mod tests {
         assert_eq!(newest(&store), (Some(1), 0));
     }
 
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let target = to.join(entry.file_name());
+            if entry.path().is_dir() {
+                copy(&entry.path(), &target);
+            } else {
+                fs::copy(entry.path(), target).unwrap();
+            }
+        }
+    }
+
+    /// What a process leaves that is killed at a point is what is there at that point.
+    #[test]
+    fn whatever_point_a_commit_dies_at_the_old_or_the_new_checkpoint_is_there() {
+        for is_rewritten in [false, true] {
+            let (dir, left) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let before = store(dir.path(), 2);
+            for step in [5, 10].into_iter().chain(is_rewritten.then_some(20)) {
+                commit(&before, step).unwrap();
+            }
+            let mut points = vec![];
+            let draft = before.draft().unwrap();
+            fs::write(draft.file("model"), "20").unwrap();
+            let keep = |point: CommitPoint| {
+                points.push(point);
+                copy(dir.path(), &left.path().join(point.number().to_string()));
+            };
+            before.commit(draft, &state(20), keep).unwrap();
+            // The first points are the tensors', which the caller writes.
+            assert_eq!(points, CommitPoint::ALL[3..]);
+            for point in points {
+                let after = store(&left.path().join(point.number().to_string()), 2);
+                let (found, damaged) = newest(&after);
+                let is_there = if point < CommitPoint::Renamed { is_rewritten } else { true };
+                let is_moving = point == CommitPoint::OldMovedAside;
+                assert_eq!(found, Some(if is_there && !is_moving { 20 } else { 10 }), "{point:?}");
+                assert_eq!(damaged, 0, "{point:?}");
+                after.go_on_after(found.unwrap()).unwrap();
+                assert!(after.names().unwrap().iter().all(|n| !n.starts_with('.')), "{point:?}");
+                commit(&after, 20).unwrap();
+                commit(&after, 30).unwrap();
+                assert_eq!(after.steps().unwrap(), [20, 30], "{point:?}");
+            }
+        }
+    }
+
+    /// It had passed the check of the fence when it was held up, and goes on after a newer start has committed.
+    #[test]
+    fn an_orphan_that_was_held_up_removes_nothing_of_a_newer_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let orphan = store(dir.path(), 1);
+        commit(&orphan, 10).unwrap();
+        let draft = orphan.draft().unwrap();
+        fs::write(draft.file("model"), "20").unwrap();
+        let meanwhile = |point| {
+            if point == CommitPoint::FenceChecked {
+                let newer = store(dir.path(), 2);
+                commit(&newer, 15).unwrap();
+                commit(&newer, 30).unwrap();
+            }
+        };
+        let outcome = orphan.commit(draft, &state(20), meanwhile);
+        assert!(matches!(outcome, Err(CheckpointError::Fenced { .. })));
+        let newer = store(dir.path(), 2);
+        assert_eq!(newest(&newer), (Some(30), 0));
+        assert!(newer.steps().unwrap().contains(&15));
+    }
+
     #[test]
     fn an_orphan_of_an_earlier_start_cannot_commit() {
         let dir = tempfile::tempdir().unwrap();
@@ -249,9 +376,10 @@ mod tests {
     }
 
     #[test]
-    fn retention_keeps_the_committed_one_and_drops_an_overwritten_future() {
+    fn retention_keeps_the_committed_one_and_leaves_later_ones_alone() {
         assert_eq!(too_many(&[1, 2, 3], 3, 2), [1]);
-        assert_eq!(too_many(&[1, 2, 3, 9], 3, 5), [9]);
+        assert!(too_many(&[1, 2, 3, 9], 3, 5).is_empty());
+        assert_eq!(too_many(&[1, 2, 3, 9], 3, 1), [1, 2]);
         assert!(too_many(&[3], 3, 1).is_empty());
     }
 }

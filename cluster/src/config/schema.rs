@@ -293,11 +293,16 @@ pub struct CheckpointSection {
     pub every_steps: u64,
     /// How many of a stage are kept.
     pub keep: usize,
+    /// Whether training goes on while a checkpoint is written; it takes three copies of the parameters in memory.
+    pub asynchronous: bool,
+    /// Seconds between the scheduler's signal that time is up and the end (Slurm: `--signal=USR1@120`), if there is one;
+    /// bam warns if a step and a checkpoint take longer.
+    pub lead: Option<u64>,
 }
 
 impl Default for CheckpointSection {
     fn default() -> Self {
-        CheckpointSection { every_steps: 500, keep: 3 }
+        CheckpointSection { every_steps: 500, keep: 3, asynchronous: true, lead: None }
     }
 }
 
@@ -310,8 +315,10 @@ pub struct ClusterSection {
     /// How many of them train a model of one task, so that several such models are trained side by side, the longest
     /// first; null: all, one model after another.
     pub single_processes: Option<usize>,
-    /// Seconds after which a collective is given up.
+    /// Seconds after which a collective is given up, and a rank that does not get on.
     pub deadline: u64,
+    /// How often a stage that failed is started again from its last checkpoint, without a new checkpoint in between.
+    pub max_restarts: usize,
     /// Threads that libtorch uses in each rank.
     pub threads: usize,
     /// How a rank lays out its share of a batch.
@@ -326,6 +333,7 @@ impl Default for ClusterSection {
             processes: 1,
             single_processes: None,
             deadline: 300,
+            max_restarts: 3,
             threads: 1,
             layout: Layout::Ragged,
             mpirun_args: vec![],

@@ -10,6 +10,8 @@ use std::net::SocketAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::fault::Fault;
+
 /// How ranks find the launcher. Written with mode 0600, so that the secret is on no command line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ControlFile {
@@ -44,12 +46,7 @@ pub enum FromRank {
         total: u64,
     },
     /// Rank 0: a checkpoint is on disk.
-    Checkpoint {
-        /// Optimizer steps in it.
-        step: u64,
-        /// Receipt of the data order up to it.
-        receipt: String,
-    },
+    Checkpoint(CheckpointReport),
     /// Something that a person should read; the stage goes on.
     Warning {
         /// A sentence.
@@ -81,6 +78,8 @@ pub struct Hello {
     pub host: String,
     /// Process id on that host.
     pub pid: u32,
+    /// What it computes on.
+    pub device: String,
 }
 
 /// What a rank is doing.
@@ -90,10 +89,36 @@ pub struct Heartbeat {
     pub phase: String,
     /// The optimizer step, in training.
     pub step: Option<u64>,
-    /// The collective it is in, and for how many seconds.
-    pub collective: Option<(String, f64)>,
-    /// How many collectives it has entered.
+    /// The collective that it entered last.
+    pub collective: Option<LastCollective>,
+    /// Seconds since it last got on: began a phase, a step or a batch, entered or left a collective.
+    pub idle: f64,
+    /// Bytes of memory that it has in use, where the system tells.
+    pub memory: Option<u64>,
+}
+
+/// The collective that a rank entered last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LastCollective {
+    /// What it is called.
+    pub name: String,
+    /// It was the rank's n-th.
     pub sequence: u64,
+    /// Seconds since the rank entered it; null: it has left it.
+    pub waiting: Option<f64>,
+}
+
+/// A checkpoint that is on disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointReport {
+    /// Optimizer steps in it.
+    pub step: u64,
+    /// Receipt of the data order up to it.
+    pub receipt: String,
+    /// Seconds for which training stood still.
+    pub stall: f64,
+    /// Seconds from the first byte to the last sync.
+    pub seconds: f64,
 }
 
 /// One optimizer step, as all ranks together did it.
@@ -126,6 +151,8 @@ pub struct Failure {
     pub exit_code: u8,
     /// What, where and what to do.
     pub message: String,
+    /// Going on from the last checkpoint would end in the same way.
+    pub is_lasting: bool,
 }
 
 /// How a stage ended.
@@ -165,6 +192,8 @@ pub struct Begin {
     pub plan: String,
     /// Names of the stage's inputs, with SHA-256.
     pub inputs: BTreeMap<String, String>,
+    /// Failures to rehearse.
+    pub faults: Vec<Fault>,
 }
 
 /// Steps of one epoch.
@@ -221,8 +250,9 @@ mod tests {
             FromRank::Heartbeat(Heartbeat {
                 phase: "train".into(),
                 step: Some(7),
-                collective: Some(("gradients".into(), 0.5)),
-                sequence: 9,
+                collective: Some(LastCollective { name: "gradients".into(), sequence: 9, waiting: Some(0.5) }),
+                idle: 0.5,
+                memory: None,
             }),
             FromRank::Done(Outcome::Finished { outputs: BTreeMap::from([("model".into(), "ab".into())]) }),
             FromRank::Done(Outcome::Stopped { step: 3 }),

@@ -14,6 +14,10 @@ use super::Programs;
 /// bound to one core when it has several threads.
 const SHARE_THE_CORES: [&str; 6] = ["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1"];
 
+/// When one rank has died, `mpirun` kills the others without waiting for them to heed SIGTERM, which is a wish for a
+/// checkpoint to them: it says who died two seconds earlier.
+const KILL_AT_ONCE: [&str; 3] = ["--mca", "odls_base_sigkill_timeout", "0"];
+
 /// How the names of Open MPI's parameters end that say where sessions are kept.
 const SESSION_BASE: &str = "tmpdir_base";
 
@@ -48,7 +52,7 @@ impl Launch {
         }
         let mut arguments: Vec<OsString> = vec!["-n".into(), cluster.ranks(stage.tasks_learnt()).to_string().into()];
         arguments.push("--tag-output".into());
-        arguments.extend(SHARE_THE_CORES.map(OsString::from));
+        arguments.extend(SHARE_THE_CORES.iter().chain(&KILL_AT_ONCE).map(OsString::from));
         // Ranks on other hosts get only what is named here.
         for name in ["OMP_NUM_THREADS", "HDF5_USE_FILE_LOCKING"] {
             arguments.extend(["-x".into(), name.into()]);

@@ -6,6 +6,7 @@ use anyhow::Context;
 
 pub mod export;
 pub mod plan;
+pub mod rehearse;
 pub mod report;
 pub mod run;
 pub mod submission;

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use bam_cluster::exit_code;
+use bam_cluster::fault::Fault;
 use bam_cluster::files;
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record;
@@ -35,11 +36,22 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     }
     run_claim::claim(&run, &project.recipe, &project.plan)?;
     let interrupts = Interrupts::listen().context("cannot listen for signals")?;
-    let conductor = Conductor::new(&project, programs, run, interrupts);
+    let conductor = Conductor::new(&project, programs, run, interrupts, faults_of(arguments, &project)?);
     match conductor.run(inputs)? {
         Some(exit_code) => Ok(exit_code),
         None => report(&project, conductor.run_dir()),
     }
+}
+
+/// The failures to rehearse, each of a stage and a rank that there are.
+fn faults_of(arguments: &RunArguments, project: &Project) -> anyhow::Result<Vec<Fault>> {
+    for fault in &arguments.inject {
+        let stage = project.plan.stage(&fault.stage);
+        let stage = stage.with_context(|| format!("--inject {fault}: there is no stage '{}'", fault.stage))?;
+        let ranks = project.recipe.cluster.ranks(stage.tasks_learnt());
+        ensure!(fault.rank < ranks, "--inject {fault}: the stage has {ranks} ranks, numbered from 0");
+    }
+    Ok(arguments.inject.clone())
 }
 
 /// Runs a recipe that asks for these splits.

@@ -3,14 +3,16 @@
 
 mod schedule;
 
-use std::sync::OnceLock;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bam_cluster::checkpoint::{CheckpointError, Fence};
 use bam_cluster::exit_code;
+use bam_cluster::fault::Fault;
 use bam_cluster::files;
 use bam_cluster::plan::{ChooseStage, Stage, StageWork};
 use bam_cluster::protocol::Begin;
@@ -21,7 +23,7 @@ use crate::backend::Programs;
 use crate::choice;
 use crate::project::Project;
 use crate::stage_inputs::{self, StageInputs};
-use crate::supervise::{self, End, Interrupts, Screen, StageJob};
+use crate::supervise::{self, Decision, End, Finding, History, Interrupts, Screen, StageJob, Verdict};
 use schedule::Schedule;
 
 /// Who takes the stages to their ends.
@@ -29,8 +31,10 @@ pub struct Conductor<'a> {
     project: &'a Project,
     programs: Programs,
     run: RunDir,
-    /// The number of this start; it has none before it starts a stage.
-    incarnation: OnceLock<u64>,
+    /// Held by whoever takes the next number for a start of a stage.
+    numbering: Mutex<()>,
+    /// Failures to rehearse.
+    faults: Vec<Fault>,
     interrupts: Interrupts,
     screen: Screen,
 }
@@ -43,10 +47,46 @@ struct Ending<'a> {
     end: anyhow::Result<End>,
 }
 
+/// A stage that failed for good.
+#[derive(Debug, thiserror::Error)]
+#[error("stage '{stage}': {text}\n  log: {log}")]
+pub struct StageFailed {
+    stage: String,
+    /// What happened and what to do.
+    text: String,
+    /// For scripts.
+    pub exit_code: u8,
+    /// Where all ranks' lines are.
+    log: PathBuf,
+}
+
+/// What happened, what happens next, and the guilty rank's last lines.
+fn joined(verdict: &Verdict, next: &str) -> String {
+    let Finding { what, last_lines, .. } = &verdict.finding;
+    let mut text = what.clone();
+    if !next.is_empty() {
+        // What ranks say themselves may have several lines.
+        text += if what.contains('\n') { "\n  " } else { "; " };
+        text += next;
+    }
+    if !last_lines.is_empty() {
+        text += "\n  last lines:";
+        text += last_lines;
+    }
+    text
+}
+
 impl<'a> Conductor<'a> {
     /// Only for the holder of the run's lock.
-    pub fn new(project: &'a Project, programs: Programs, run: RunDir, interrupts: Interrupts) -> Self {
-        Conductor { project, programs, run, incarnation: OnceLock::new(), interrupts, screen: Screen::new() }
+    pub fn new(
+        project: &'a Project,
+        programs: Programs,
+        run: RunDir,
+        interrupts: Interrupts,
+        faults: Vec<Fault>,
+    ) -> Self {
+        let (numbering, screen) = (Mutex::default(), Screen::new());
+        Conductor { project, programs, run, numbering, faults, interrupts, screen }
     }
 
     /// Where the run is.
@@ -106,7 +146,7 @@ impl<'a> Conductor<'a> {
                     self.screen.line(&format!("{name}: done before"));
                     inputs.add(name, record.outputs);
                     schedule.complete(name);
-                } else if stopped.is_some() || self.interrupts.is_stop_wanted() {
+                } else if stopped.is_some() || self.interrupts.wish().is_some() {
                     if stopped.is_none() {
                         self.screen.line(&format!("stopped before stage '{name}'; run the same command to go on"));
                         *stopped = Some(exit_code::STOPPED_AT_CHECKPOINT);
@@ -118,14 +158,13 @@ impl<'a> Conductor<'a> {
                     self.finished(stage, made_from, outputs, 0.0)?;
                     schedule.complete(name);
                 } else {
-                    let incarnation = self.incarnation()?;
                     stage_record::begin(&self.run, name, &made_from)?;
                     self.announce(stage);
                     schedule.start(name);
                     let sender = sender.clone();
                     scope.spawn(move || {
                         let began = Instant::now();
-                        let end = self.perform(stage, &made_from, incarnation);
+                        let end = self.perform(stage, &made_from);
                         drop(sender.send(Ending { stage, made_from, seconds: began.elapsed().as_secs_f64(), end }));
                     });
                 }
@@ -143,14 +182,6 @@ impl<'a> Conductor<'a> {
                 }
                 end => *stopped = Some((*stopped).unwrap_or_default().max(self.leave(ending.stage, &end))),
             }
-        }
-    }
-
-    /// The number of this start, taken when it is first asked for.
-    fn incarnation(&self) -> Result<u64, CheckpointError> {
-        match self.incarnation.get() {
-            Some(number) => Ok(*number),
-            None => Fence::advance(&self.run).map(|fence| *self.incarnation.get_or_init(|| fence.incarnation())),
         }
     }
 
@@ -193,17 +224,85 @@ impl<'a> Conductor<'a> {
         choice::choose(&self.run, &self.project.plan, &stage.name, work, *metric)
     }
 
-    /// Starts a stage's ranks and stays with them.
-    fn perform(&self, stage: &Stage, made_from: &Sums, incarnation: u64) -> anyhow::Result<End> {
-        let job = StageJob {
-            stage,
-            run: &self.run,
-            recipe: &self.project.recipe,
-            programs: &self.programs,
-            begin: Begin { plan: self.project.plan.hash(), inputs: made_from.clone() },
-            incarnation,
+    /// Starts a stage's ranks and stays with them; starts them again if they fail and that may help.
+    fn perform(&self, stage: &Stage, made_from: &Sums) -> anyhow::Result<End> {
+        let cluster = &self.project.recipe.cluster;
+        let mut history = History::default();
+        let mut faults: Vec<Fault> = self.faults.iter().filter(|f| f.stage == stage.name).cloned().collect();
+        loop {
+            let begin = Begin {
+                plan: self.project.plan.hash(),
+                inputs: made_from.clone(),
+                // A rehearsed failure comes once.
+                faults: std::mem::take(&mut faults),
+            };
+            let job = StageJob {
+                stage,
+                run: &self.run,
+                recipe: &self.project.recipe,
+                programs: &self.programs,
+                begin,
+                incarnation: self.next_incarnation(stage)?,
+            };
+            let mut decision = Decision::GiveUp(None);
+            let failed = |verdict: &Verdict| {
+                decision = history.decide(verdict, cluster.max_restarts);
+                if self.interrupts.wish().is_some() {
+                    decision = Decision::GiveUp(None);
+                }
+                if let Decision::Restart { pause, number } = decision {
+                    self.announce_restart(stage, verdict, pause, number);
+                }
+            };
+            let verdict = match supervise::supervise(&job, &self.screen, &self.interrupts, failed)? {
+                End::Failed(verdict) => verdict,
+                end => return Ok(end),
+            };
+            match decision {
+                Decision::Restart { pause, .. } => self.pause(pause),
+                Decision::GiveUp(why) => return Err(self.failure(stage, verdict, why).into()),
+            }
+        }
+    }
+
+    /// Takes the next number for a start of a stage; from now on, an older start's processes must not write in it.
+    fn next_incarnation(&self, stage: &Stage) -> Result<u64, CheckpointError> {
+        // Whoever panicked while holding it has left nothing half-done: files are replaced whole.
+        let _one_at_a_time = self.numbering.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Fence::advance(&self.run, &stage.name)?.incarnation())
+    }
+
+    fn announce_restart(&self, stage: &Stage, verdict: &Verdict, pause: Duration, number: usize) {
+        let from = match verdict.checkpoint {
+            Some(step) => format!("going on from the checkpoint of step {step}"),
+            None => "beginning the stage again".to_owned(),
         };
-        supervise::supervise(&job, &self.screen, &self.interrupts)
+        let most = self.project.recipe.cluster.max_restarts;
+        let next = format!("{from} in {} s (restart {number} of {most})", pause.as_secs());
+        self.screen.line(&format!("{}: {}", stage.name, joined(verdict, &next)));
+    }
+
+    /// Waits before a restart, unless somebody wants an end.
+    fn pause(&self, pause: Duration) {
+        let since = Instant::now();
+        while since.elapsed() < pause && self.interrupts.wish().is_none() {
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn failure(&self, stage: &Stage, verdict: Verdict, why: Option<String>) -> StageFailed {
+        let again = match verdict.checkpoint {
+            _ if verdict.is_lasting => None,
+            Some(step) => Some(format!("run the same command to go on from the last checkpoint (step {step})")),
+            None => Some("run the same command to begin this stage again".to_owned()),
+        };
+        let next: Vec<String> = why.into_iter().chain(again).collect();
+        StageFailed {
+            stage: stage.name.clone(),
+            text: joined(&verdict, &next.join("; ")),
+            exit_code: verdict.exit_code,
+            log: self.run.log(&stage.name),
+        }
     }
 
     /// Says how to go on after a stage that was stopped or killed; returns the exit code.
@@ -220,7 +319,7 @@ impl<'a> Conductor<'a> {
                 self.screen.line(&format!("{name}: stopped {at}; run the same command to go on"));
                 exit_code::STOPPED_AT_CHECKPOINT
             }
-            End::Finished(_) | End::Killed => {
+            End::Finished(_) | End::Failed(_) | End::Killed => {
                 self.screen.line(&format!("{name}: killed; run the same command to go on from the last checkpoint"));
                 exit_code::INTERRUPTED
             }

@@ -151,7 +151,7 @@ mod tests {
 
     fn hello(admission: &ControlFile) -> Hello {
         let (secret, incarnation) = (admission.secret.clone(), admission.incarnation);
-        Hello { secret, incarnation, rank: 1, world_size: 2, host: "h".into(), pid: 7 }
+        Hello { secret, incarnation, rank: 1, world_size: 2, host: "h".into(), pid: 7, device: "cpu".into() }
     }
 
     fn say(admission: &ControlFile, hello: Hello) -> TcpStream {

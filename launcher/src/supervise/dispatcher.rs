@@ -2,14 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::{Shutdown, TcpStream};
-use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bam_cluster::config::Recipe;
 use bam_cluster::plan::{Stage, StageWork};
-use bam_cluster::protocol::{self, Begin, FromRank, StepReport, ToRank};
+use bam_cluster::protocol::{self, Begin, CheckpointReport, FromRank, StepReport, ToRank};
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::Sums;
 use nix::sys::signal::{Signal, kill};
@@ -19,18 +18,22 @@ use super::control::ControlServer;
 use super::event::{ConnectionId, Event};
 use super::evidence::Evidence;
 use super::figures::Figures;
-use super::interrupts::Interrupts;
+use super::grace::{self, Measured};
+use super::host;
+use super::interrupts::{Interrupts, Wish};
 use super::mpirun_output::{self, Words};
 use super::orders::{OrderBook, orders};
 use super::screen::Screen;
 use super::stage_log::StageLog;
-use super::verdict::{Judgement, judge};
+use super::verdict::{Judgement, Verdict, judge};
 use crate::backend::{self, Launch, Process, ProcessEvent, Programs};
 
 /// How often time itself is looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// Time in which this program did not run (Ctrl-Z, a laptop asleep) is not held against the ranks.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A rank that was not heard of for so long has missed a heartbeat.
+const QUIET: Duration = Duration::from_secs(2);
 /// How long `mpirun` may take to end its ranks when asked to.
 const TERMINATE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -51,7 +54,7 @@ pub struct StageJob<'a> {
     pub incarnation: u64,
 }
 
-/// How a stage ended well enough.
+/// How a start of a stage ended.
 #[derive(Debug)]
 pub enum End {
     /// Complete; what it made.
@@ -63,31 +66,25 @@ pub enum End {
     },
     /// Killed, as asked a second time.
     Killed,
+    /// Failed.
+    Failed(Verdict),
 }
 
-/// A stage that failed.
-#[derive(Debug, thiserror::Error)]
-#[error("stage '{stage}': {sentence}\n  log: {log}")]
-pub struct StageFailed {
-    /// Which.
-    pub stage: String,
-    /// The verdict.
-    pub sentence: String,
-    /// For scripts.
-    pub exit_code: u8,
-    /// Where all ranks' lines are.
-    pub log: PathBuf,
-}
-
-/// Starts a stage's ranks and stays with them to the end.
+/// Starts a stage's ranks and stays with them to the end. `failed` hears of a failure at once, before what still runs is
+/// ended.
 ///
 /// # Errors
-/// The ranks cannot be started, or they fail ([`StageFailed`]).
-pub fn supervise(job: &StageJob, screen: &Screen, interrupts: &Interrupts) -> anyhow::Result<End> {
+/// The ranks cannot be started.
+pub fn supervise(
+    job: &StageJob,
+    screen: &Screen,
+    interrupts: &Interrupts,
+    failed: impl FnOnce(&Verdict),
+) -> anyhow::Result<End> {
     let scratch = tempfile::Builder::new().prefix("bam-").tempdir().context("cannot make a temporary directory")?;
     let launch = Launch::new(job.programs, &job.recipe.cluster, job.run, job.stage, scratch.path());
     let log_path = job.run.log(&job.stage.name);
-    let log = StageLog::open(log_path.clone(), job.incarnation, &launch.command_line())
+    let log = StageLog::open(&log_path, job.incarnation, &launch.command_line())
         .with_context(|| format!("cannot write {}", log_path.display()))?;
     let (sender, inbox) = mpsc::channel();
     let server = ControlServer::open(job.run.control(&job.stage.name), job.incarnation, sender.clone())
@@ -108,13 +105,19 @@ pub fn supervise(job: &StageJob, screen: &Screen, interrupts: &Interrupts) -> an
         figures: Figures::default(),
         screen,
         log,
+        measured: Measured { step: 0.0, checkpoint: 0.0 },
+        shortage_announced: false,
+        out_of_memory_kills_before: host::out_of_memory_kills(),
         clock: Duration::ZERO,
         last_look: Instant::now(),
     };
     let end = dispatcher.watch(interrupts);
+    if let End::Failed(verdict) = &end {
+        failed(verdict);
+    }
     dispatcher.close();
     drop(server);
-    end
+    Ok(end)
 }
 
 struct Dispatcher<'a> {
@@ -130,13 +133,16 @@ struct Dispatcher<'a> {
     figures: Figures,
     screen: &'a Screen,
     log: StageLog,
+    measured: Measured,
+    shortage_announced: bool,
+    out_of_memory_kills_before: u64,
     /// Time since the start in which this program ran.
     clock: Duration,
     last_look: Instant,
 }
 
 impl Dispatcher<'_> {
-    fn watch(&mut self, interrupts: &Interrupts) -> anyhow::Result<End> {
+    fn watch(&mut self, interrupts: &Interrupts) -> End {
         loop {
             let event = self.inbox.recv_timeout(TICK);
             self.clock += self.last_look.elapsed().min(LONGEST_PAUSE);
@@ -146,24 +152,19 @@ impl Dispatcher<'_> {
             }
             if interrupts.count() > 1 {
                 self.kill_now();
-                return Ok(End::Killed);
+                return End::Killed;
             }
-            if interrupts.is_stop_wanted() {
+            if interrupts.wish().is_some() {
                 self.ask_to_stop(interrupts);
             }
+            self.look_at_processes();
             match judge(&self.evidence, self.clock) {
                 None => {}
-                Some(Judgement::Finished(outputs)) => return Ok(End::Finished(outputs)),
-                Some(Judgement::Stopped { step }) => return Ok(End::Stopped { step }),
+                Some(Judgement::Finished(outputs)) => return End::Finished(outputs),
+                Some(Judgement::Stopped { step }) => return End::Stopped { step },
                 Some(Judgement::Failed(verdict)) => {
-                    self.log.launcher(&verdict.sentence);
-                    return Err(StageFailed {
-                        stage: self.job.stage.name.clone(),
-                        sentence: verdict.sentence,
-                        exit_code: verdict.exit_code,
-                        log: self.log.path().to_owned(),
-                    }
-                    .into());
+                    self.log.launcher(&verdict.finding.what);
+                    return End::Failed(verdict);
                 }
             }
         }
@@ -235,11 +236,7 @@ impl Dispatcher<'_> {
                 self.figures.examples(done, total, now);
                 self.screen.show(&self.job.stage.name, &self.figures);
             }
-            FromRank::Checkpoint { step, receipt } => {
-                self.log.launcher(&format!("checkpoint at step {step}, receipt of the data order {receipt}"));
-                self.evidence.checkpoint = Some(step);
-                self.figures.checkpoint(step);
-            }
+            FromRank::Checkpoint(report) => self.saved(&report),
             FromRank::Done(outcome) => self.evidence.done = Some((outcome, now)),
             FromRank::Hello(_) => {}
         }
@@ -263,6 +260,7 @@ impl Dispatcher<'_> {
     fn stepped(&mut self, report: &StepReport) {
         let distilled = matches!(&self.job.stage.work, StageWork::Train(train) if !train.teachers.is_empty());
         self.evidence.latest_step = Some(report.step);
+        self.measured.step = self.measured.step.max(report.seconds);
         self.figures.step(report, distilled);
         self.screen.show(&self.job.stage.name, &self.figures);
         if self.stop_sent {
@@ -270,6 +268,41 @@ impl Dispatcher<'_> {
         }
         if let Some(order) = self.order_book.as_mut().and_then(|book| book.after(report.step)) {
             self.send(&order);
+        }
+    }
+
+    fn saved(&mut self, report: &CheckpointReport) {
+        let CheckpointReport { step, receipt, stall, seconds } = report;
+        self.log.launcher(&format!(
+            "checkpoint at step {step}, receipt of the data order {receipt}; written in {seconds:.3} s, training stood still \
+             for {stall:.3} s"
+        ));
+        self.evidence.checkpoint = Some(*step);
+        self.figures.checkpoint(*step);
+        self.measured.checkpoint = self.measured.checkpoint.max(*seconds);
+        let lead = self.job.recipe.checkpoint.lead.map(Duration::from_secs);
+        if let Some(warning) = lead.and_then(|lead| grace::shortage(lead, self.measured))
+            && !self.shortage_announced
+        {
+            self.shortage_announced = true;
+            self.announce(&format!("warning: {warning}"));
+        }
+    }
+
+    /// Asks the kernel about ranks of this host of which nothing was heard lately, or that do not get on.
+    fn look_at_processes(&mut self) {
+        let here = backend::host_name();
+        for rank in &mut self.evidence.ranks {
+            let is_quiet = rank.left.is_some() || self.clock.saturating_sub(rank.last_heard) > QUIET;
+            let is_idle = rank.heartbeat.as_ref().is_some_and(|beat| beat.idle > QUIET.as_secs_f64());
+            rank.process = match &rank.identity {
+                Some(who) if (is_quiet || is_idle) && who.host == here => host::process_state(who.pid),
+                _ => None,
+            };
+        }
+        if self.evidence.exit.is_some() {
+            let since_start = host::out_of_memory_kills().saturating_sub(self.out_of_memory_kills_before);
+            self.evidence.out_of_memory_kills = since_start;
         }
     }
 
@@ -283,10 +316,10 @@ impl Dispatcher<'_> {
     fn ask_to_stop(&mut self, interrupts: &Interrupts) {
         if !self.stop_announced {
             self.stop_announced = true;
-            self.announce(if interrupts.count() > 0 {
-                "stopping at the next step with a checkpoint; press Ctrl-C again to kill"
-            } else {
-                "stopping at the next step with a checkpoint, since another stage failed"
+            self.announce(match interrupts.wish() {
+                Some(Wish::Signal) => "stopping at the next step with a checkpoint; press Ctrl-C again to kill",
+                Some(Wish::TimeIsUp) => "stopping at the next step with a checkpoint, as SIGUSR1 asks",
+                _ => "stopping at the next step with a checkpoint, since another stage failed",
             });
         }
         if !self.stop_sent && self.connections.values().any(|(rank, _)| *rank == 0) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bam_cluster::protocol::{Failure, Heartbeat, Hello, Outcome};
 
+use super::host::ProcessState;
 use super::mpirun_output::RankEnd;
 
 /// How many lines of each are remembered, to be quoted in a verdict.
@@ -30,6 +31,8 @@ pub struct Evidence {
     pub mpirun_tail: Tail,
     /// How and when `mpirun` ended.
     pub exit: Option<(ExitStatus, Duration)>,
+    /// How many processes of this host the kernel has killed for lack of memory since the stage started.
+    pub out_of_memory_kills: u64,
     /// A process that knows the secret and is not one of ours: what is wrong with it.
     pub misfit: Option<String>,
 }
@@ -45,6 +48,8 @@ pub struct RankEvidence {
     pub heartbeat: Option<Heartbeat>,
     /// When its connection ended.
     pub left: Option<Duration>,
+    /// What the kernel says of its process, if it runs on this host and has not been heard of lately.
+    pub process: Option<ProcessState>,
     /// Why it cannot go on, and since when.
     pub failure: Option<(Failure, Duration)>,
     /// Its last printed lines.
@@ -58,6 +63,8 @@ pub struct Identity {
     pub host: String,
     /// Process id there.
     pub pid: u32,
+    /// What it computes on.
+    pub device: String,
 }
 
 /// The last lines of somebody.
@@ -76,6 +83,7 @@ impl Evidence {
             rank_ends: vec![],
             mpirun_tail: Tail::default(),
             exit: None,
+            out_of_memory_kills: 0,
             misfit: None,
         }
     }
@@ -98,7 +106,7 @@ impl Evidence {
         if known.identity.is_some() {
             return Err(format!("rank {rank} has connected already"));
         }
-        known.identity = Some(Identity { host: hello.host.clone(), pid: hello.pid });
+        known.identity = Some(Identity { host: hello.host.clone(), pid: hello.pid, device: hello.device.clone() });
         known.last_heard = now;
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM: counted, so that the first one asks and the second one insists. A failed stage asks, too.
+//! Wishes for an end: Ctrl-C and SIGTERM, of which the first asks and the second insists; SIGUSR1, by which schedulers say
+//! that time is nearly up; and a stage that failed.
 
 use std::io;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 /// One request may come as several signals: `timeout` and batch systems signal a program and then its whole group.
@@ -17,7 +18,19 @@ const ONE_REQUEST: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Default)]
 pub struct Interrupts {
     signals: Arc<AtomicUsize>,
+    time_is_up: Arc<AtomicBool>,
     failed: Arc<AtomicBool>,
+}
+
+/// Why everything is to stop at its next step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Ctrl-C or SIGTERM.
+    Signal,
+    /// SIGUSR1.
+    TimeIsUp,
+    /// Another stage failed.
+    Failure,
 }
 
 impl Interrupts {
@@ -27,12 +40,14 @@ impl Interrupts {
     /// The system refuses.
     pub fn listen() -> io::Result<Interrupts> {
         let interrupts = Interrupts::default();
-        let count = interrupts.signals.clone();
-        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        let (count, time_is_up) = (interrupts.signals.clone(), interrupts.time_is_up.clone());
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
         thread::spawn(move || {
             let mut last: Option<Instant> = None;
-            for _ in signals.forever() {
-                if last.is_none_or(|at| at.elapsed() > ONE_REQUEST) {
+            for signal in signals.forever() {
+                if signal == SIGUSR1 {
+                    time_is_up.store(true, Ordering::SeqCst);
+                } else if last.is_none_or(|at| at.elapsed() > ONE_REQUEST) {
                     count.fetch_add(1, Ordering::SeqCst);
                     last = Some(Instant::now());
                 }
@@ -41,7 +56,7 @@ impl Interrupts {
         Ok(interrupts)
     }
 
-    /// How many so far.
+    /// How often somebody has pressed Ctrl-C or sent SIGTERM.
     pub fn count(&self) -> usize {
         self.signals.load(Ordering::SeqCst)
     }
@@ -51,8 +66,14 @@ impl Interrupts {
         self.failed.store(true, Ordering::SeqCst);
     }
 
-    /// Whether everything is to stop at its next step.
-    pub fn is_stop_wanted(&self) -> bool {
-        self.count() > 0 || self.failed.load(Ordering::SeqCst)
+    /// Whether everything is to stop at its next step, and why.
+    pub fn wish(&self) -> Option<Wish> {
+        if self.count() > 0 {
+            Some(Wish::Signal)
+        } else if self.time_is_up.load(Ordering::SeqCst) {
+            Some(Wish::TimeIsUp)
+        } else {
+            self.failed.load(Ordering::SeqCst).then_some(Wish::Failure)
+        }
     }
 }

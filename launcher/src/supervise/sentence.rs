@@ -1,20 +1,27 @@
-//! The sentences of a verdict: what a rank is called, what it was doing, how it ended, and what to do next.
+//! The sentences of a verdict: what a rank is called, what it was doing and how it ended.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use super::evidence::Evidence;
 use super::mpirun_output::RankEnd;
+use super::verdict::Finding;
 
-/// `rank 1 (n1, pid 4711)`.
+/// `rank 1 (n1, cpu, pid 4711)`.
 pub(super) fn name(evidence: &Evidence, rank: usize) -> String {
     match evidence.ranks.get(rank).and_then(|r| r.identity.as_ref()) {
-        Some(identity) => format!("rank {rank} ({}, pid {})", identity.host, identity.pid),
+        Some(who) => format!("rank {rank} ({}, {}, pid {})", who.host, who.device, who.pid),
         None => format!("rank {rank}"),
     }
 }
 
-/// ` at step 17, in phase 'backward', in collective 'gradients'`, as far as it is known.
+/// `ranks 2, 3`.
+pub(super) fn ranks(several: &[usize]) -> String {
+    let numbers: Vec<String> = several.iter().map(usize::to_string).collect();
+    format!("rank{} {}", if several.len() == 1 { "" } else { "s" }, numbers.join(", "))
+}
+
+/// ` at step 17, in phase 'reduction', in collective 'gradients' (no. 41) for 12 s`, as far as it is known.
 pub(super) fn doing(evidence: &Evidence, rank: usize) -> String {
     let Some(beat) = evidence.ranks.get(rank).and_then(|r| r.heartbeat.as_ref()) else { return String::new() };
     // All ranks go in step, so that a step which rank 0 reports is newer news than an old heartbeat, and one from
@@ -23,38 +30,50 @@ pub(super) fn doing(evidence: &Evidence, rank: usize) -> String {
         return format!(" at step {step}");
     }
     let step = beat.step.max(evidence.latest_step).map(|s| format!(" at step {s},")).unwrap_or_default();
-    let collective = beat.collective.as_ref().map(|(c, _)| format!(", in collective '{c}'")).unwrap_or_default();
-    format!("{step} in phase '{}'{collective}", beat.phase)
-}
-
-/// Adds what running the same command would do.
-pub(super) fn go_on(evidence: &Evidence, what: &str) -> String {
-    match evidence.checkpoint {
-        Some(step) => format!("{what}; run the same command to go on from the last checkpoint (step {step})"),
-        None => format!("{what}; run the same command to begin this stage again"),
-    }
+    let collective = beat.collective.as_ref().map(|c| {
+        let relation = if c.waiting.is_some() { "in" } else { "after" };
+        format!(", {relation} collective '{}' (no. {})", c.name, c.sequence)
+    });
+    let time = if beat.idle >= 1.0 { format!(" for {:.0} s", beat.idle) } else { String::new() };
+    format!("{step} in phase '{}'{}{time}", beat.phase, collective.unwrap_or_default())
 }
 
 /// A rank's end, as `mpirun` told it.
-pub(super) fn rank_ended(evidence: &Evidence, end: &RankEnd) -> String {
+pub(super) fn rank_ended(evidence: &Evidence, end: &RankEnd) -> Finding {
     match end {
         RankEnd::Signal { rank, host, signal } => {
             let who = match evidence.ranks.get(*rank).and_then(|r| r.identity.as_ref()) {
                 Some(_) => name(evidence, *rank),
                 None => format!("rank {rank} ({host})"),
             };
-            go_on(evidence, &format!("{who} was killed by signal {signal}{}", doing(evidence, *rank)))
+            let what = format!("{who} was killed by signal {signal}{}", doing(evidence, *rank));
+            let what = if signal.starts_with("9 ") { what + &short_of_memory(evidence, *rank) } else { what };
+            Finding { what, last_lines: String::new(), kind: format!("rank {rank}: signal {signal}") }
         }
-        RankEnd::Status { rank, status } => {
-            let what = format!("{} ended with status {status}{}", name(evidence, *rank), doing(evidence, *rank));
-            let tail = evidence.ranks.get(*rank).map(|r| r.tail.quoted()).unwrap_or_default();
-            with_last_lines(go_on(evidence, &what), &tail)
-        }
+        RankEnd::Status { rank, status } => Finding {
+            what: format!("{} ended with status {status}{}", name(evidence, *rank), doing(evidence, *rank)),
+            last_lines: evidence.ranks.get(*rank).map(|r| r.tail.quoted()).unwrap_or_default(),
+            kind: format!("rank {rank}: status {status}"),
+        },
     }
 }
 
+/// Whether the kernel killed for lack of memory meanwhile, and how much the rank had.
+fn short_of_memory(evidence: &Evidence, rank: usize) -> String {
+    if evidence.out_of_memory_kills == 0 {
+        return String::new();
+    }
+    let memory = evidence.ranks.get(rank).and_then(|r| r.heartbeat.as_ref()).and_then(|beat| beat.memory);
+    let had = memory.map(|bytes| format!(" (it last had {:.1} GiB)", bytes as f64 / f64::from(1 << 30)));
+    format!(
+        "; this host's kernel has killed for lack of memory meanwhile, so that is why{}: use fewer processes on a host, or \
+         a smaller train.*.micro_batch_size",
+        had.unwrap_or_default()
+    )
+}
+
 /// `mpirun` ended and did not say why.
-pub(super) fn ended_unexplained(evidence: &Evidence, status: ExitStatus) -> String {
+pub(super) fn ended_unexplained(evidence: &Evidence, status: ExitStatus) -> Finding {
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with status {code}"),
         (None, Some(signal)) => format!("was killed by signal {signal}"),
@@ -62,29 +81,22 @@ pub(super) fn ended_unexplained(evidence: &Evidence, status: ExitStatus) -> Stri
     };
     let size = evidence.ranks.len();
     let connected = evidence.ranks.iter().filter(|r| r.identity.is_some()).count();
-    if connected < size {
-        let what = format!("mpirun {how} before all ranks had started ({connected} of {size} connected)");
-        let own = evidence.mpirun_tail.quoted();
-        let tail = if own.is_empty() { tails(evidence) } else { own };
-        return with_last_lines(what, &tail);
-    }
     let first = evidence.ranks.iter().enumerate().filter_map(|(i, r)| r.left.map(|at| (at, i))).min();
     let what = match first {
+        _ if connected < size => {
+            format!("mpirun {how} before all ranks had started ({connected} of {size} connected)")
+        }
         Some((_, rank)) if !status.success() => {
             format!("mpirun {how}; the first rank to leave was {}{}", name(evidence, rank), doing(evidence, rank))
         }
         _ => format!("mpirun {how}, but no rank said that the stage is complete"),
     };
     let own = evidence.mpirun_tail.quoted();
-    with_last_lines(go_on(evidence, &what), &if own.is_empty() { tails(evidence) } else { own })
+    let last_lines = if own.is_empty() { tails(evidence) } else { own };
+    Finding { what, last_lines, kind: format!("mpirun {how}") }
 }
 
 /// The last lines of the first rank that printed any.
 fn tails(evidence: &Evidence) -> String {
     evidence.ranks.iter().map(|r| r.tail.quoted()).find(|tail| !tail.is_empty()).unwrap_or_default()
-}
-
-/// Adds the end of what was printed, if there is any.
-pub(super) fn with_last_lines(sentence: String, tail: &str) -> String {
-    if tail.is_empty() { sentence } else { format!("{sentence}\n  last lines:{tail}") }
 }

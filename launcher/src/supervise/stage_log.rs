@@ -2,13 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 /// Appends to `logs/STAGE.log`.
 #[derive(Debug)]
 pub struct StageLog {
-    path: PathBuf,
     file: File,
 }
 
@@ -17,19 +16,14 @@ impl StageLog {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn open(path: PathBuf, incarnation: u64, command: &str) -> io::Result<StageLog> {
+    pub fn open(path: &Path, incarnation: u64, command: &str) -> io::Result<StageLog> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
-        let mut file = File::options().append(true).create(true).open(&path)?;
+        let mut file = File::options().append(true).create(true).open(path)?;
         let now = humantime::format_rfc3339_seconds(SystemTime::now());
         writeln!(file, "=== start {incarnation}, {now}: {command}")?;
-        Ok(StageLog { path, file })
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
+        Ok(StageLog { file })
     }
 
     /// A rank's line.

@@ -4,21 +4,29 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use bam_cluster::exit_code;
-use bam_cluster::protocol::Outcome;
+use bam_cluster::protocol::{Heartbeat, Outcome};
 use bam_cluster::stage_record::Sums;
 
 use super::evidence::{Evidence, RankEvidence};
+use super::host::ProcessState;
 use super::mpirun_output::RankEnd;
-use super::sentence::{doing, ended_unexplained, go_on, name, rank_ended, with_last_lines};
+use super::sentence::{doing, ended_unexplained, name, rank_ended, ranks};
 
-/// A rank beats every second; one that is silent for this long is dead, stopped or cut off.
-const SILENCE: Duration = Duration::from_secs(30);
+/// A rank beats every second; one that is silent for this long (or for the deadline, if that is shorter) is stopped, cut
+/// off or dead.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Ranks of one host fall silent within so much of one another.
+const TOGETHER: Duration = Duration::from_secs(3);
+/// How much later than for a collective the deadline of a rank by itself is.
+const OTHERS_FIRST: Duration = Duration::from_secs(1);
+/// How long after a rank's connection has ended `mpirun` may still say why.
+const LEAVING_SETTLES: Duration = Duration::from_secs(2);
 /// Loading MPI and libtorch from a slow file system takes its time, but not this long.
 const CONNECT_WITHIN: Duration = Duration::from_secs(120);
 /// After the last word of rank 0 there is nothing left to do.
 const END_WITHIN: Duration = Duration::from_secs(30);
 /// Ranks fail one after another, and `mpirun` tells a second or two later who was first.
-const FAILURES_SETTLE: Duration = Duration::from_secs(3);
+const FAILURES_SETTLE: Duration = Duration::from_secs(2);
 /// What is still on its way when `mpirun` has ended.
 const EXIT_SETTLES: Duration = Duration::from_millis(500);
 
@@ -37,18 +45,47 @@ pub enum Judgement {
 }
 
 /// What went wrong.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// For a person.
-    pub sentence: String,
+    /// Who did what, where, and for how long.
+    pub finding: Finding,
     /// For scripts.
     pub exit_code: u8,
+    /// Going on from the last checkpoint would end in the same way.
+    pub is_lasting: bool,
+    /// The newest step that is known to be done.
+    pub step: Option<u64>,
+    /// Optimizer steps in the newest checkpoint.
+    pub checkpoint: Option<u64>,
+}
+
+/// A failure in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// A sentence without its full stop.
+    pub what: String,
+    /// What the guilty rank printed last, indented; empty if there is nothing.
+    pub last_lines: String,
+    /// The same for failures that are alike: without times and numbers of processes.
+    pub kind: String,
+}
+
+impl Finding {
+    fn new(kind: &str, what: String) -> Finding {
+        Finding { what, last_lines: String::new(), kind: kind.to_owned() }
+    }
+
+    fn with_lines_of(mut self, rank: &RankEvidence) -> Finding {
+        self.last_lines = rank.tail.quoted();
+        self
+    }
 }
 
 /// Judges the evidence at time `now`; none: the stage goes on.
 pub fn judge(evidence: &Evidence, now: Duration) -> Option<Judgement> {
     if let Some(misfit) = &evidence.misfit {
-        return Some(failed(misfit.clone()));
+        let verdict = verdict(evidence, Finding::new("misfit", misfit.clone()));
+        return Some(Judgement::Failed(Verdict { is_lasting: true, ..verdict }));
     }
     if let Some((status, at)) = &evidence.exit {
         return after_exit(evidence, *status, now.saturating_sub(*at) >= EXIT_SETTLES);
@@ -58,15 +95,30 @@ pub fn judge(evidence: &Evidence, now: Duration) -> Option<Judgement> {
         return (all || now.saturating_sub(first) >= FAILURES_SETTLE).then(|| failures(evidence));
     }
     if let Some((_, at)) = &evidence.done {
-        let sentence = "the stage's work was done, but its processes did not end";
-        return (now.saturating_sub(*at) > END_WITHIN).then(|| failed(go_on(evidence, sentence)));
+        let what = "the stage's work was done, but its processes did not end";
+        return (now.saturating_sub(*at) > END_WITHIN)
+            .then(|| failed(evidence, Finding::new("no end", what.to_owned())));
     }
-    let sentence = silent(evidence, now).or_else(|| overdue(evidence)).or_else(|| absent(evidence, now))?;
-    Some(failed(go_on(evidence, &sentence)))
+    let finding = gone(evidence, now)
+        .or_else(|| silent(evidence, now))
+        .or_else(|| overdue(evidence, now))
+        .or_else(|| stuck(evidence, now))
+        .or_else(|| absent(evidence, now))?;
+    Some(failed(evidence, finding))
 }
 
-fn failed(sentence: String) -> Judgement {
-    Judgement::Failed(Verdict { sentence, exit_code: exit_code::FAILURE })
+fn verdict(evidence: &Evidence, finding: Finding) -> Verdict {
+    Verdict {
+        finding,
+        exit_code: exit_code::FAILURE,
+        is_lasting: false,
+        step: evidence.latest_step,
+        checkpoint: evidence.checkpoint,
+    }
+}
+
+fn failed(evidence: &Evidence, finding: Finding) -> Judgement {
+    Judgement::Failed(verdict(evidence, finding))
 }
 
 /// `mpirun` has ended. `settled`: nothing more is to be expected.
@@ -91,10 +143,11 @@ fn after_exit(evidence: &Evidence, status: ExitStatus, settled: bool) -> Option<
     if killed.is_none() && first_failure(evidence).is_some() {
         return Some(failures(evidence));
     }
-    Some(match killed.or(evidence.rank_ends.first()) {
-        Some(end) => failed(rank_ended(evidence, end)),
-        None => failed(ended_unexplained(evidence, status)),
-    })
+    let finding = match killed.or(evidence.rank_ends.first()) {
+        Some(end) => rank_ended(evidence, end),
+        None => ended_unexplained(evidence, status),
+    };
+    Some(failed(evidence, finding))
 }
 
 fn first_failure(evidence: &Evidence) -> Option<Duration> {
@@ -113,67 +166,145 @@ fn failures(evidence: &Evidence) -> Judgement {
             None => messages.push((&failure.message, vec![*rank])),
         }
     }
-    let say = |(message, ranks): &(&str, Vec<usize>)| match ranks.as_slice() {
+    let say = |(message, guilty): &(&str, Vec<usize>)| match guilty.as_slice() {
         all if all.len() == evidence.ranks.len() => (*message).to_owned(),
         [one] => format!("{}: {message}", name(evidence, *one)),
-        several => {
-            let numbers: Vec<String> = several.iter().map(usize::to_string).collect();
-            format!("ranks {}: {message}", numbers.join(", "))
-        }
+        several => format!("{}: {message}", ranks(several)),
     };
-    let sentence = messages.iter().map(say).collect::<Vec<_>>().join("\n");
-    let exit_code = failures.first().map_or(exit_code::FAILURE, |(_, _, failure)| failure.exit_code);
-    Judgement::Failed(Verdict { sentence, exit_code })
+    let what = messages.iter().map(say).collect::<Vec<_>>().join("\n");
+    let kind = messages.first().map(|(message, _)| (*message).to_owned()).unwrap_or_default();
+    let first = failures.first().map(|(_, _, failure)| *failure);
+    Judgement::Failed(Verdict {
+        exit_code: first.map_or(exit_code::FAILURE, |f| f.exit_code),
+        is_lasting: first.is_some_and(|f| f.is_lasting),
+        ..verdict(evidence, Finding { what, last_lines: String::new(), kind })
+    })
 }
 
-/// A rank that has not been heard of for too long, or whose connection ended without a word.
-fn silent(evidence: &Evidence, now: Duration) -> Option<String> {
-    let since = |r: &RankEvidence| r.left.unwrap_or(r.last_heard);
-    let candidates = evidence.ranks.iter().enumerate().filter(|(_, r)| r.identity.is_some());
-    let (rank, longest) = candidates.map(|(i, r)| (i, now.saturating_sub(since(r)))).max_by_key(|(_, d)| *d)?;
-    if longest <= SILENCE {
+/// A rank whose connection ended without a word, the first one of several.
+fn gone(evidence: &Evidence, now: Duration) -> Option<Finding> {
+    let left = evidence.ranks.iter().enumerate().filter_map(|(i, r)| r.left.map(|at| (at, i)));
+    let (at, rank) = left.min().filter(|(at, _)| now.saturating_sub(*at) > LEAVING_SETTLES)?;
+    let why = match evidence.ranks[rank].process {
+        Some(ProcessState::Gone) => "its process is gone",
+        _ => "its connection ended without a word",
+    };
+    let seconds = now.saturating_sub(at).as_secs();
+    let what = format!("{} died{}: {why} {seconds} s ago", name(evidence, rank), doing(evidence, rank));
+    Some(Finding::new(&format!("rank {rank} died"), what).with_lines_of(&evidence.ranks[rank]))
+}
+
+/// A rank, or all ranks of a host, that have not been heard of for too long.
+fn silent(evidence: &Evidence, now: Duration) -> Option<Finding> {
+    let limit = SILENCE.min(evidence.deadline);
+    let silence = |r: &RankEvidence| now.saturating_sub(r.last_heard);
+    let connected = || evidence.ranks.iter().enumerate().filter(|(_, r)| r.identity.is_some() && r.left.is_none());
+    let (rank, longest) = connected().map(|(i, r)| (i, silence(r))).max_by_key(|(i, d)| (*d, usize::MAX - i))?;
+    if longest <= limit {
         return None;
     }
-    let (who, seconds, doing) = (name(evidence, rank), longest.as_secs(), doing(evidence, rank));
-    Some(match evidence.ranks[rank].left {
-        Some(_) => format!("{who} closed its connection {seconds} s ago without saying why{doing}"),
-        None if doing.is_empty() => format!("{who} has been silent for {seconds} s, since it connected"),
-        None => format!("{who} has been silent for {seconds} s; it was last heard of{doing}"),
-    })
+    let host_of = |r: &RankEvidence| r.identity.as_ref().map(|i| i.host.clone());
+    let host = host_of(&evidence.ranks[rank])?;
+    let is_here = |r: &RankEvidence| host_of(r).as_ref() == Some(&host);
+    let there: Vec<usize> = connected().filter(|(_, r)| is_here(r)).map(|(i, _)| i).collect();
+    let (seconds, doing) = (longest.as_secs(), doing(evidence, rank));
+    // One silent host among others: it is not its ranks' fault. Ranks of this host are looked at one by one.
+    let is_known = evidence.ranks[rank].process.is_some();
+    let all_silent = there.iter().all(|&i| silence(&evidence.ranks[i]) + TOGETHER > longest);
+    if !is_known && all_silent && there.len() < connected().count() {
+        let what = format!(
+            "host {host} has not been heard of for {seconds} s ({}; last heard of{doing}): it is down, or the network to it \
+             is cut",
+            ranks(&there)
+        );
+        return Some(Finding::new(&format!("host {host} is lost"), what).with_lines_of(&evidence.ranks[rank]));
+    }
+    let who = name(evidence, rank);
+    let why = as_the_kernel_sees_it(&evidence.ranks[rank]);
+    let what = if doing.is_empty() {
+        format!("{who} has been silent for {seconds} s, since it connected{why}")
+    } else {
+        format!("{who} has been silent for {seconds} s; it was last heard of{doing}{why}")
+    };
+    Some(Finding::new(&format!("rank {rank} is silent"), what).with_lines_of(&evidence.ranks[rank]))
+}
+
+/// Why a rank that does not get on does not, if its kernel tells.
+fn as_the_kernel_sees_it(rank: &RankEvidence) -> &'static str {
+    match rank.process {
+        Some(ProcessState::Stopped) => "; its process is stopped (SIGSTOP, or a debugger)",
+        Some(ProcessState::InDiskWait) => "; its process waits for a disk or a network file system",
+        _ => "",
+    }
+}
+
+/// What ranks said last, with how long ago.
+fn beats(evidence: &Evidence, now: Duration) -> impl Iterator<Item = (usize, &Heartbeat, f64)> {
+    let known = |(i, r): (usize, &'_ RankEvidence)| (i, now.saturating_sub(r.last_heard).as_secs_f64());
+    let ages: Vec<(usize, f64)> = evidence.ranks.iter().enumerate().map(known).collect();
+    ages.into_iter().filter_map(|(i, age)| evidence.ranks[i].heartbeat.as_ref().map(|beat| (i, beat, age)))
 }
 
 /// A collective that takes longer than its deadline, and who is missing in it.
-fn overdue(evidence: &Evidence) -> Option<String> {
-    let beats = || evidence.ranks.iter().enumerate().filter_map(|(i, r)| r.heartbeat.as_ref().map(|beat| (i, beat)));
-    let (waiting, collective, seconds, sequence) = beats()
-        .filter_map(|(i, beat)| beat.collective.as_ref().map(|(c, s)| (i, c, *s, beat.sequence)))
-        .filter(|(_, _, seconds, _)| *seconds > evidence.deadline.as_secs_f64())
+fn overdue(evidence: &Evidence, now: Duration) -> Option<Finding> {
+    let deadline = evidence.deadline.as_secs_f64();
+    let (waiting, collective, seconds) = beats(evidence, now)
+        .filter_map(|(i, beat, age)| beat.collective.as_ref().and_then(|c| Some((i, c, c.waiting? + age))))
+        .filter(|(_, _, seconds)| *seconds > deadline)
         .max_by(|a, b| a.2.total_cmp(&b.2))?;
-    let missing = beats().filter(|(_, beat)| beat.sequence < sequence).min_by_key(|(_, beat)| beat.sequence);
-    Some(match missing {
-        Some((rank, _)) => format!(
-            "{} did not come to collective '{collective}', in which {} has waited for {seconds:.0} s; it is{}",
-            name(evidence, rank),
-            name(evidence, waiting),
-            doing(evidence, rank)
-        ),
-        None => format!(
-            "all ranks have been in collective '{collective}' for {seconds:.0} s (cluster.deadline is {} s); the \
-             network between them may be broken",
-            evidence.deadline.as_secs()
+    let count = |beat: &Heartbeat| beat.collective.as_ref().map_or(0, |c| c.sequence);
+    let missing = beats(evidence, now).filter(|(_, beat, _)| count(beat) < collective.sequence);
+    let kind = format!("collective '{}'", collective.name);
+    let called = format!("collective '{}' (no. {})", collective.name, collective.sequence);
+    Some(match missing.min_by_key(|(_, beat, _)| count(beat)) {
+        Some((rank, _, _)) => {
+            let what = format!(
+                "{} did not come to {called}, in which {} has waited for {seconds:.0} s; it is{}",
+                name(evidence, rank),
+                name(evidence, waiting),
+                doing(evidence, rank)
+            );
+            Finding::new(&format!("{kind} without rank {rank}"), what).with_lines_of(&evidence.ranks[rank])
+        }
+        None => Finding::new(
+            &kind,
+            format!(
+                "all ranks have been in {called} for {seconds:.0} s (cluster.deadline is {deadline:.0} s); the network \
+                 between them may be broken"
+            ),
         ),
     })
 }
 
+/// A rank that beats and does not get on with what it does by itself.
+fn stuck(evidence: &Evidence, now: Duration) -> Option<Finding> {
+    let alone =
+        beats(evidence, now).filter(|(_, beat, _)| beat.collective.as_ref().is_none_or(|c| c.waiting.is_none()));
+    let (rank, beat, seconds) =
+        alone.map(|(i, beat, age)| (i, beat, beat.idle + age)).max_by(|a, b| a.2.total_cmp(&b.2))?;
+    // Where others wait for it in a collective, that is the better sentence.
+    if seconds <= (evidence.deadline + OTHERS_FIRST).as_secs_f64() {
+        return None;
+    }
+    let step = beat.step.map(|s| format!(" at step {s},")).unwrap_or_default();
+    let what = format!(
+        "{} is{step} in phase '{}' and has not got on for {seconds:.0} s (cluster.deadline is {} s){}",
+        name(evidence, rank),
+        beat.phase,
+        evidence.deadline.as_secs(),
+        as_the_kernel_sees_it(&evidence.ranks[rank])
+    );
+    Some(Finding::new(&format!("rank {rank} stuck in '{}'", beat.phase), what).with_lines_of(&evidence.ranks[rank]))
+}
+
 /// A rank that never came.
-fn absent(evidence: &Evidence, now: Duration) -> Option<String> {
+fn absent(evidence: &Evidence, now: Duration) -> Option<Finding> {
     if now <= CONNECT_WITHIN {
         return None;
     }
     let rank = evidence.ranks.iter().position(|r| r.identity.is_none())?;
-    let tail = evidence.ranks[rank].tail.quoted();
     let what = format!("rank {rank} did not connect within {} s", CONNECT_WITHIN.as_secs());
-    Some(with_last_lines(what, &tail))
+    Some(Finding::new(&format!("rank {rank} is absent"), what).with_lines_of(&evidence.ranks[rank]))
 }
 
 #[cfg(test)]
@@ -181,32 +312,42 @@ mod tests {
     use super::*;
     use std::os::unix::process::ExitStatusExt;
 
-    use bam_cluster::protocol::{Failure, Heartbeat, Hello};
+    use bam_cluster::protocol::{Failure, Hello, LastCollective};
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Two ranks in the backward pass of step 17, ten steps in a checkpoint, heard of at second 10.
-    fn evidence() -> Evidence {
-        let mut evidence = Evidence::new(2, 300 * SECOND);
-        for rank in 0..2 {
-            let hello = Hello {
-                secret: String::new(),
-                incarnation: 1,
-                rank,
-                world_size: 2,
-                host: "n1".into(),
-                pid: 40 + rank as u32,
-            };
-            evidence.join(&hello, SECOND).unwrap();
+    /// Ranks on these hosts, in the backward pass of step 17, ten steps in a checkpoint, heard of at second 10.
+    fn on_hosts(hosts: &[&str]) -> Evidence {
+        let mut evidence = Evidence::new(hosts.len(), 300 * SECOND);
+        for (rank, host) in hosts.iter().enumerate() {
+            evidence.join(&hello(rank, hosts.len(), host), SECOND).unwrap();
             beat(&mut evidence, rank, "backward", None, 5);
         }
         evidence.checkpoint = Some(10);
         evidence
     }
 
-    fn beat(evidence: &mut Evidence, rank: usize, phase: &str, collective: Option<(&str, f64)>, sequence: u64) {
-        let collective = collective.map(|(name, seconds)| (name.to_owned(), seconds));
-        evidence.ranks[rank].heartbeat = Some(Heartbeat { phase: phase.into(), step: Some(17), collective, sequence });
+    fn evidence() -> Evidence {
+        on_hosts(&["n1", "n1"])
+    }
+
+    fn hello(rank: usize, world_size: usize, host: &str) -> Hello {
+        Hello {
+            secret: String::new(),
+            incarnation: 1,
+            rank,
+            world_size,
+            host: host.into(),
+            pid: 40 + rank as u32,
+            device: "cpu".into(),
+        }
+    }
+
+    fn beat(evidence: &mut Evidence, rank: usize, phase: &str, waiting: Option<f64>, sequence: u64) {
+        let collective = Some(LastCollective { name: "gradients".into(), sequence, waiting });
+        let (idle, memory) = (waiting.unwrap_or(0.0), Some(3 << 30));
+        let beat = Heartbeat { phase: phase.into(), step: Some(17), collective, idle, memory };
+        evidence.ranks[rank].heartbeat = Some(beat);
         evidence.ranks[rank].last_heard = 10 * SECOND;
     }
 
@@ -215,35 +356,53 @@ mod tests {
     }
 
     fn fail(evidence: &mut Evidence, rank: usize, message: &str, at: Duration) {
-        evidence.ranks[rank].failure = Some((Failure { exit_code: 3, message: message.into() }, at));
+        let failure = Failure { exit_code: 3, message: message.into(), is_lasting: true };
+        evidence.ranks[rank].failure = Some((failure, at));
     }
 
-    fn sentence(evidence: &Evidence, now: Duration) -> String {
+    fn verdict(evidence: &Evidence, now: Duration) -> Verdict {
         match judge(evidence, now) {
-            Some(Judgement::Failed(verdict)) => verdict.sentence,
+            Some(Judgement::Failed(verdict)) => verdict,
             other => panic!("{other:?}"),
         }
     }
 
+    fn sentence(evidence: &Evidence, now: Duration) -> String {
+        verdict(evidence, now).finding.what
+    }
+
     #[test]
     fn a_stage_that_goes_well_is_not_judged() {
-        assert_eq!(judge(&evidence(), 40 * SECOND), None);
+        assert_eq!(judge(&evidence(), 24 * SECOND), None);
         assert_eq!(judge(&Evidence::new(2, SECOND), 120 * SECOND), None);
     }
 
     #[test]
-    fn a_killed_rank_is_named_with_what_it_did_and_what_to_do() {
+    fn a_killed_rank_is_named_with_what_it_did() {
         let mut e = evidence();
         e.rank_ends.push(RankEnd::Signal { rank: 1, host: "n1".into(), signal: "9 (Killed)".into() });
         // The other rank's complaint is only a consequence.
         fail(&mut e, 0, "the connection to another rank broke", 9 * SECOND);
         exit(&mut e, 137);
         assert_eq!(judge(&e, 10 * SECOND), None, "more may be on its way");
+        let verdict = verdict(&e, 11 * SECOND);
         assert_eq!(
-            sentence(&e, 11 * SECOND),
-            "rank 1 (n1, pid 41) was killed by signal 9 (Killed) at step 17, in phase 'backward'; \
-             run the same command to go on from the last checkpoint (step 10)"
+            verdict.finding.what,
+            "rank 1 (n1, cpu, pid 41) was killed by signal 9 (Killed) at step 17, in phase 'backward', after collective \
+             'gradients' (no. 5)"
         );
+        assert_eq!(verdict.finding.kind, "rank 1: signal 9 (Killed)");
+        assert_eq!((verdict.is_lasting, verdict.checkpoint), (false, Some(10)));
+    }
+
+    #[test]
+    fn a_kernel_short_of_memory_is_blamed() {
+        let mut e = evidence();
+        e.rank_ends.push(RankEnd::Signal { rank: 1, host: "n1".into(), signal: "9 (Killed)".into() });
+        e.out_of_memory_kills = 1;
+        exit(&mut e, 137);
+        let s = sentence(&e, 11 * SECOND);
+        assert!(s.contains("for lack of memory") && s.contains("it last had 3.0 GiB"), "{s}");
     }
 
     #[test]
@@ -253,21 +412,23 @@ mod tests {
         e.checkpoint = None;
         e.rank_ends.push(RankEnd::Signal { rank: 1, host: "n1".into(), signal: "11 (Segmentation fault)".into() });
         exit(&mut e, 139);
-        let s = sentence(&e, 11 * SECOND);
-        assert!(s.contains("at step 19") && s.ends_with("run the same command to begin this stage again"), "{s}");
+        let verdict = verdict(&e, 11 * SECOND);
+        assert!(verdict.finding.what.contains("at step 19"), "{verdict:?}");
+        assert_eq!((verdict.step, verdict.checkpoint), (Some(19), None));
     }
 
     #[test]
     fn a_phase_from_before_the_first_step_is_not_joined_to_a_later_step() {
         let mut e = evidence();
         for rank in &mut e.ranks {
-            rank.heartbeat = Some(Heartbeat { phase: "joining".into(), step: None, collective: None, sequence: 0 });
+            let beat = Heartbeat { phase: "joining".into(), step: None, collective: None, idle: 0.0, memory: None };
+            rank.heartbeat = Some(beat);
         }
         e.latest_step = Some(3);
         e.rank_ends.push(RankEnd::Signal { rank: 1, host: "n1".into(), signal: "9 (Killed)".into() });
         exit(&mut e, 137);
         let s = sentence(&e, 11 * SECOND);
-        assert!(s.contains("signal 9 (Killed) at step 3;") && !s.contains("joining"), "{s}");
+        assert!(s.ends_with("signal 9 (Killed) at step 3"), "{s}");
     }
 
     #[test]
@@ -275,14 +436,14 @@ mod tests {
         let mut e = evidence();
         fail(&mut e, 0, "data is damaged", 9 * SECOND);
         assert_eq!(judge(&e, 10 * SECOND), None);
-        assert_eq!(sentence(&e, 12 * SECOND), "rank 0 (n1, pid 40): data is damaged");
+        assert_eq!(sentence(&e, 12 * SECOND), "rank 0 (n1, cpu, pid 40): data is damaged");
         fail(&mut e, 1, "data is damaged", 10 * SECOND);
-        let verdict = Verdict { sentence: "data is damaged".into(), exit_code: 3 };
-        assert_eq!(judge(&e, 10 * SECOND), Some(Judgement::Failed(verdict)));
+        let both = verdict(&e, 10 * SECOND);
+        assert_eq!((both.finding.what.as_str(), both.exit_code, both.is_lasting), ("data is damaged", 3, true));
         fail(&mut e, 1, "something else", 8 * SECOND);
         assert_eq!(
             sentence(&e, 10 * SECOND),
-            "rank 1 (n1, pid 41): something else\nrank 0 (n1, pid 40): data is damaged"
+            "rank 1 (n1, cpu, pid 41): something else\nrank 0 (n1, cpu, pid 40): data is damaged"
         );
     }
 
@@ -308,9 +469,9 @@ mod tests {
         e.rank_ends.push(RankEnd::Status { rank: 1, status: 101 });
         e.printed(Some(1), "thread 'main' panicked");
         exit(&mut e, 101);
-        let s = sentence(&e, 11 * SECOND);
-        assert!(s.starts_with("rank 1 (n1, pid 41) ended with status 101 at step 17"), "{s}");
-        assert!(s.ends_with("last lines:\n    thread 'main' panicked"), "{s}");
+        let finding = verdict(&e, 11 * SECOND).finding;
+        assert!(finding.what.starts_with("rank 1 (n1, cpu, pid 41) ended with status 101 at step 17"), "{finding:?}");
+        assert_eq!(finding.last_lines, "\n    thread 'main' panicked");
     }
 
     #[test]
@@ -319,47 +480,92 @@ mod tests {
         e.printed(None, "----------");
         e.printed(None, "There are not enough slots available");
         exit(&mut e, 1);
-        assert_eq!(
-            sentence(&e, 11 * SECOND),
-            "mpirun ended with status 1 before all ranks had started (0 of 2 connected)\n  last lines:\n    \
-             There are not enough slots available"
-        );
+        let finding = verdict(&e, 11 * SECOND).finding;
+        assert_eq!(finding.what, "mpirun ended with status 1 before all ranks had started (0 of 2 connected)");
+        assert_eq!(finding.last_lines, "\n    There are not enough slots available");
         let mut quiet = evidence();
         exit(&mut quiet, 0);
         assert!(sentence(&quiet, 11 * SECOND).contains("no rank said that the stage is complete"));
     }
 
     #[test]
-    fn silence_is_noticed() {
+    fn silence_is_noticed_and_a_stopped_process_is_known() {
         let mut e = evidence();
-        e.ranks[0].last_heard = 40 * SECOND;
-        let s = sentence(&e, 41 * SECOND);
-        let expected =
-            "rank 1 (n1, pid 41) has been silent for 31 s; it was last heard of at step 17, in phase 'backward';";
-        assert!(s.starts_with(expected), "{s}");
+        e.ranks[0].last_heard = 25 * SECOND;
+        let expected = "rank 1 (n1, cpu, pid 41) has been silent for 16 s; it was last heard of at step 17, in phase \
+                        'backward', after collective 'gradients' (no. 5)";
+        assert_eq!(sentence(&e, 26 * SECOND), expected);
+        e.ranks[1].process = Some(ProcessState::Stopped);
+        let s = sentence(&e, 26 * SECOND);
+        assert!(s.starts_with(expected) && s.ends_with("its process is stopped (SIGSTOP, or a debugger)"), "{s}");
+        // A short deadline holds for silence, too.
+        e.deadline = 5 * SECOND;
+        e.ranks[0].last_heard = 15 * SECOND;
+        assert!(sentence(&e, 16 * SECOND).starts_with("rank 1"));
+    }
+
+    #[test]
+    fn a_rank_that_left_without_a_word_is_dead() {
+        let mut e = evidence();
         e.ranks[1].left = Some(11 * SECOND);
-        assert_eq!(judge(&e, 41 * SECOND), None);
-        assert!(sentence(&e, 42 * SECOND).contains("closed its connection 31 s ago"));
+        e.ranks[0].left = Some(12 * SECOND);
+        assert_eq!(judge(&e, 13 * SECOND), None, "mpirun may still say why");
+        let s = sentence(&e, 14 * SECOND);
+        assert!(s.starts_with("rank 1 (n1, cpu, pid 41) died at step 17") && s.contains("connection ended"), "{s}");
+        e.ranks[1].process = Some(ProcessState::Gone);
+        assert!(sentence(&e, 14 * SECOND).ends_with("its process is gone 3 s ago"));
+    }
+
+    #[test]
+    fn a_lost_host_is_not_its_ranks_fault() {
+        let mut e = on_hosts(&["n1", "n1", "n2", "n2"]);
+        for rank in 0..2 {
+            e.ranks[rank].last_heard = 25 * SECOND;
+        }
+        e.ranks[3].last_heard = 11 * SECOND;
+        let s = sentence(&e, 26 * SECOND);
+        assert!(s.starts_with("host n2 has not been heard of for 16 s (ranks 2, 3; last heard of at step 17"), "{s}");
+        e.ranks[3].last_heard = 20 * SECOND;
+        assert!(sentence(&e, 26 * SECOND).starts_with("rank 2 (n2, cpu, pid 42) has been silent"));
     }
 
     #[test]
     fn a_collective_past_its_deadline_names_who_is_missing() {
         let mut e = evidence();
-        beat(&mut e, 0, "reduce", Some(("gradients", 301.0)), 6);
-        let s = sentence(&e, 11 * SECOND);
-        let expected = "rank 1 (n1, pid 41) did not come to collective 'gradients', in which rank 0 (n1, pid 40) has waited \
-                        for 301 s; it is at step 17, in phase 'backward'; ";
+        e.deadline = 12 * SECOND;
+        beat(&mut e, 0, "reduction", Some(11.0), 6);
+        assert_eq!(judge(&e, 11 * SECOND), None);
+        // Time goes on between heartbeats.
+        let s = sentence(&e, 12 * SECOND);
+        let expected = "rank 1 (n1, cpu, pid 41) did not come to collective 'gradients' (no. 6), in which rank 0 (n1, cpu, \
+                        pid 40) has waited for 13 s; it is at step 17, in phase 'backward', after collective";
         assert!(s.starts_with(expected), "{s}");
-        beat(&mut e, 1, "reduce", Some(("gradients", 300.5)), 6);
-        assert!(sentence(&e, 11 * SECOND).starts_with("all ranks have been in collective 'gradients' for 301 s"));
+        beat(&mut e, 1, "reduction", Some(10.5), 6);
+        assert!(
+            sentence(&e, 12 * SECOND).starts_with("all ranks have been in collective 'gradients' (no. 6) for 13 s")
+        );
+    }
+
+    #[test]
+    fn a_rank_that_beats_and_does_not_get_on_is_named() {
+        let mut e = evidence();
+        e.deadline = 12 * SECOND;
+        if let Some(beat) = &mut e.ranks[1].heartbeat {
+            beat.idle = 12.5;
+            beat.phase = "loading".to_owned();
+        }
+        e.ranks[1].process = Some(ProcessState::InDiskWait);
+        let s = sentence(&e, 11 * SECOND);
+        assert!(s.contains("rank 1") && s.contains("in phase 'loading' and has not got on for 14 s"), "{s}");
+        assert!(s.ends_with("waits for a disk or a network file system"), "{s}");
     }
 
     #[test]
     fn a_rank_that_never_comes_or_does_not_belong_is_named() {
         let mut e = Evidence::new(2, SECOND);
         assert!(sentence(&e, 121 * SECOND).starts_with("rank 0 did not connect within 120 s"));
-        let hello = Hello { secret: String::new(), incarnation: 1, rank: 0, world_size: 1, host: "n1".into(), pid: 7 };
-        e.join(&hello, SECOND).unwrap_err();
-        assert!(sentence(&e, SECOND).contains("rank 0 of 1, but 2 ranks were started"));
+        e.join(&hello(0, 1, "n1"), SECOND).unwrap_err();
+        let misfit = verdict(&e, SECOND);
+        assert!(misfit.finding.what.contains("rank 0 of 1, but 2 ranks were started") && misfit.is_lasting);
     }
 }

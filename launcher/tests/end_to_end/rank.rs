@@ -12,7 +12,7 @@ use std::time::Duration;
 use bam_cluster::files;
 use bam_cluster::plan::{Plan, StageWork};
 use bam_cluster::protocol::{
-    self, ControlFile, Failure, FromRank, Heartbeat, Hello, Outcome, StepReport, ToRank, TrainOrder,
+    self, CheckpointReport, ControlFile, Failure, FromRank, Heartbeat, Hello, Outcome, StepReport, ToRank, TrainOrder,
 };
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::{Scores, TaskScores};
@@ -25,7 +25,11 @@ fn plays_a_rank() {
     println!("fake rank {} of {}", rank.rank, rank.stage);
     rank.heartbeat();
     if rank.rank == 1 && env::var("FAKE_FAILURE").is_ok_and(|stage| stage == rank.stage) {
-        rank.say(&FromRank::Failed(Failure { exit_code: 3, message: "the logits are damaged".into() }));
+        rank.say(&FromRank::Failed(Failure {
+            exit_code: 3,
+            message: "the logits are damaged".into(),
+            is_lasting: true,
+        }));
         exit(3);
     }
     if rank.rank == 0 {
@@ -57,6 +61,7 @@ impl Rank {
             world_size: env::var("FAKE_SIZE").unwrap().parse().unwrap(),
             host: "toy-host".into(),
             pid: std::process::id(),
+            device: "none".into(),
         }));
         joined
     }
@@ -75,7 +80,8 @@ impl Rank {
             phase: "playing".into(),
             step: None,
             collective: None,
-            sequence: 0,
+            idle: 0.0,
+            memory: None,
         }));
     }
 
@@ -167,7 +173,8 @@ impl Rank {
 
     fn commit(&mut self, step: u64) {
         files::write_atomically(&self.checkpoint(), step.to_string().as_bytes()).unwrap();
-        self.say(&FromRank::Checkpoint { step, receipt: "ab".into() });
+        let report = CheckpointReport { step, receipt: "ab".into(), stall: 0.0, seconds: 0.0 };
+        self.say(&FromRank::Checkpoint(report));
     }
 
     /// Looks whether the launcher has said anything during an order, which can only be "stop".

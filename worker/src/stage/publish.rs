@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::model::{Bert, Head};
 use crate::session::Session;
-use crate::snapshot::{read_model, write_parameters};
+use crate::snapshot::{read_model, write_values};
 
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
@@ -26,7 +26,10 @@ pub(super) fn publish(session: &Session, model: &mut Bert, tasks: &[&Task], dire
         fs::remove_dir_all(&aside).with_context(context)?;
     }
     fs::create_dir_all(&aside).with_context(context)?;
-    write_parameters(&aside.join(WEIGHTS), model.parameters_mut(), tasks.len() == 1).with_context(context)?;
+    let parameters = model.parameters_mut();
+    let (specs, ranges) = (parameters.specs().to_vec(), parameters.ranges().to_vec());
+    let is_single = tasks.len() == 1;
+    write_values(&aside.join(WEIGHTS), &specs, &ranges, parameters.values_mut(), is_single).with_context(context)?;
     let config = config(session, model, tasks)?;
     files::write_json(&aside.join(CONFIG), &config).with_context(context)?;
     for name in TOKENIZER_FILES {

@@ -1,18 +1,20 @@
 //! The training loop, whole on one page: take an order; for each of its steps draw, differentiate, reduce, clip,
-//! update, tell; commit checkpoints where the order says so.
+//! update, tell; save checkpoints where the order says so.
 
 mod data;
+mod saver;
 mod step;
 mod trainer;
 
 use std::time::Instant;
 
 use anyhow::Result;
+use bam_cluster::fault::Point;
 use bam_cluster::protocol::{FromRank, StepReport, ToRank, TrainOrder};
 
 pub use data::{Item, TrainTask};
 pub use step::{Objective, backward};
-pub use trainer::Trainer;
+pub use trainer::{Diverged, Trainer};
 
 use crate::gradient::{Tail, clip_scale, global_norm};
 use crate::session::Session;
@@ -40,18 +42,23 @@ pub fn train(session: &Session, trainer: &mut Trainer, metrics: &mut Option<Metr
                     let tail = one_step(session, trainer, metrics, &order, step)?;
                     let stop = tail.stop > 0.0;
                     if stop || order.commit_at.contains(&(step + 1)) {
-                        trainer.commit(session)?;
+                        trainer.save(session)?;
                     }
                     if stop {
+                        trainer.settle(session)?;
                         return Ok(LoopEnd::Stopped(step + 1));
                     }
                 }
             }
             ToRank::Stop => {
-                trainer.commit(session)?;
+                trainer.save(session)?;
+                trainer.settle(session)?;
                 return Ok(LoopEnd::Stopped(trainer.next_step()));
             }
-            ToRank::Finish => return Ok(LoopEnd::Finished),
+            ToRank::Finish => {
+                trainer.settle(session)?;
+                return Ok(LoopEnd::Finished);
+            }
             ToRank::Begin(_) => {}
         }
     }
@@ -73,11 +80,13 @@ fn one_step(
     session.activity.phase("forward and backward");
     let mut tail = trainer.differentiate(&share, lambda);
     tail.stop = f32::from(u8::from(session.control.stop_requested()));
+    session.faults.reach(Point::Step(step));
     session.activity.phase("reduction");
     let tail = trainer.reduce(session.world.as_ref(), &tail)?;
     session.activity.phase("optimizer");
     let norm = trainer.update(session.world.as_ref(), rate)?;
     session.activity.phase("between steps");
+    trainer.look_after_checkpoint()?;
     let report = StepReport {
         step,
         loss: f64::from(tail.loss),

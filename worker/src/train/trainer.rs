@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use bam_cluster::checkpoint::{Found, State, Store};
 use bam_cluster::comm::Communicator;
 use bam_cluster::config::{Layout, LossReduction};
@@ -12,12 +12,13 @@ use bam_cluster::protocol::{FromRank, TrainOrder};
 
 use super::clip;
 use super::data::{Item, TrainTask};
+use super::saver::{FILES, MODEL, OPTIMIZER, Saver};
 use super::step::{Objective, backward};
 use crate::gradient::{Tail, tail_length};
 use crate::model::Bert;
 use crate::optim::{Optimizer, spans};
 use crate::session::Session;
-use crate::snapshot::{one_file, read_model, read_moments, write_moments, write_parameters};
+use crate::snapshot::{one_file, read_model, read_moments};
 
 /// A model in training.
 pub struct Trainer {
@@ -32,15 +33,26 @@ pub struct Trainer {
     next_step: u64,
     rank: usize,
     store: Store,
+    saver: Saver,
+    /// Optimizer steps in the newest checkpoint.
+    saved: u64,
     /// Task and example id of this rank's losses in the last step that are not finite.
     diverged: Vec<(String, u64)>,
 }
 
+/// The gradient is not finite any more.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "training has diverged in step {step}: {what}\n  the last checkpoint is from before and is kept; lower the learning \
+     rate or lengthen the warm-up, under another name (-o name=…)"
+)]
+pub struct Diverged {
+    step: u64,
+    what: String,
+}
+
 /// This rank's share of a global batch: micro-batches of drawn examples.
 pub type Share = Vec<Vec<Draw>>;
-
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
 
 impl Trainer {
     /// A training at step 0. `model` has its first values and room for the tail ([`tail_length`]) of its tasks.
@@ -60,6 +72,7 @@ impl Trainer {
         let layers = model.config().num_hidden_layers;
         let spans = spans(p.specs(), p.ranges(), layers, stage.layerwise_decay, settings.weight_decay);
         let directory = session.run.checkpoints(&session.stage.name);
+        let store = Store::new(directory, &FILES, recipe.checkpoint.keep, session.fence.clone());
         Trainer {
             layout: recipe.cluster.layout,
             optimizer: Optimizer::new(settings.optimizer, spans),
@@ -68,7 +81,9 @@ impl Trainer {
             next_step: 0,
             rank: session.world.rank(),
             diverged: vec![],
-            store: Store::new(directory, recipe.checkpoint.keep, session.fence.clone()),
+            saver: Saver::new(session, store.clone(), p),
+            store,
+            saved: 0,
             stage,
             tasks,
             objective,
@@ -84,10 +99,11 @@ impl Trainer {
         let mut chosen = None;
         if session.is_first() {
             let (found, damaged) = self.store.newest_good()?;
+            let next = if found.is_some() { "the one before it is used" } else { "the stage begins again" };
             for one in damaged {
-                let message = format!("{one}; it is skipped and the one before it is used");
-                session.tell(&FromRank::Warning { message })?;
+                session.tell(&FromRank::Warning { message: format!("{one}; it is set aside and {next}") })?;
             }
+            self.store.go_on_after(found.as_ref().map_or(0, |f| f.state.step))?;
             chosen = found.map(|Found { path, state }| (path, state));
         }
         let chosen = session.world.broadcast("checkpoint to resume", 0, serde_json::to_vec(&chosen)?)?;
@@ -101,6 +117,7 @@ impl Trainer {
         // The receipt is made anew from the data, so that it proves the order and does not only repeat it.
         while self.next_step < state.step {
             self.draw();
+            session.activity.progress();
         }
         ensure!(
             self.receipt == state.receipt,
@@ -108,6 +125,7 @@ impl Trainer {
             at(),
             state.step
         );
+        self.saved = state.step;
         let (step, total, size) = (state.step, self.stage.schedule.total_steps, state.world_size);
         let mut message = format!("resumed at step {step} of {total}");
         if size != session.world.size() {
@@ -216,11 +234,7 @@ impl Trainer {
             let all = world.all_gather("examples that diverged", &serde_json::to_vec(&self.diverged)?)?;
             let all: Vec<Vec<(String, u64)>> =
                 all.iter().map(|b| serde_json::from_slice(b)).collect::<Result<_, _>>()?;
-            bail!(
-                "training has diverged in step {step}: {}\n  the last checkpoint is from before and is kept; lower the \
-                 learning rate or lengthen the warm-up, under another name (-o name=…)",
-                name_diverged(all.concat())
-            );
+            return Err(Diverged { step, what: name_diverged(all.concat()) }.into());
         }
         self.optimizer.step(values, gradients, scale, rate, step);
         Ok(norm)
@@ -233,19 +247,21 @@ impl Trainer {
         named.map(|(task, (sum, count))| (task.clone(), f64::from(sum / count))).collect()
     }
 
-    /// Commits a checkpoint of what is there now. Rank 0 writes; all compare receipts first.
+    /// Saves what is there now as a checkpoint: rank 0 writes it, while steps go on unless the recipe says otherwise. All
+    /// compare receipts first.
     ///
     /// # Errors
-    /// Receipts differ, the file system refuses, or this rank is an orphan of an earlier start.
-    pub fn commit(&mut self, session: &Session) -> Result<()> {
+    /// Receipts differ, or the checkpoint before this one could not be written.
+    pub fn save(&mut self, session: &Session) -> Result<()> {
         session.activity.phase("checkpoint");
         let receipts = session.world.all_gather("receipts", self.receipt.as_str().as_bytes())?;
         if let Some(rank) = receipts.iter().position(|r| r != &receipts[0]) {
             bail!("rank {rank} has seen other examples than rank 0 up to step {}", self.next_step);
         }
-        if !session.is_first() {
+        if !session.is_first() || self.saved == self.next_step {
             return Ok(());
         }
+        self.saved = self.next_step;
         let state = State {
             step: self.next_step,
             receipt: self.receipt.clone(),
@@ -254,12 +270,24 @@ impl Trainer {
             incarnation: session.fence.incarnation(),
             world_size: session.world.size(),
         };
-        let draft = self.store.draft()?;
-        write_parameters(&draft.file(MODEL), self.model.parameters_mut(), false).context("checkpoint")?;
-        write_moments(&draft.file(OPTIMIZER), self.model.parameters(), &self.optimizer).context("checkpoint")?;
-        self.store.commit(draft, &[MODEL, OPTIMIZER], &state)?;
-        let receipt = self.receipt.as_str().to_owned();
-        session.tell(&FromRank::Checkpoint { step: self.next_step, receipt })
+        self.saver.save(state, self.model.parameters_mut(), &self.optimizer)
+    }
+
+    /// Fails if the checkpoint that is being written could not be written.
+    ///
+    /// # Errors
+    /// The file system refused, or this rank is an orphan of an earlier start.
+    pub fn look_after_checkpoint(&mut self) -> Result<()> {
+        self.saver.look()
+    }
+
+    /// Waits until the last checkpoint is on disk.
+    ///
+    /// # Errors
+    /// As [`look_after_checkpoint`](Self::look_after_checkpoint).
+    pub fn settle(&mut self, session: &Session) -> Result<()> {
+        session.activity.phase("checkpoint");
+        self.saver.settle()
     }
 }
 

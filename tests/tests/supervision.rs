@@ -1,0 +1,234 @@
+//! No silence: whatever keeps a rank from going on is named in one sentence, soon, and the run goes on by itself where
+//! that can help. The weights are those of a run that nothing happened to.
+
+#![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bam_tests::{Bam, Finished, Recipe, Run, Workplace, program, say_skipped};
+use nix::sys::signal::Signal;
+
+/// Seconds: the recipe's `cluster.deadline`.
+const DEADLINE: u64 = 6;
+/// A student of so many steps.
+const STEPS: usize = 40;
+
+/// A run of which only the student is disturbed in what follows.
+struct Undisturbed {
+    place: Workplace,
+    run: Run,
+}
+
+fn undisturbed() -> &'static Undisturbed {
+    static ONCE: OnceLock<Undisturbed> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        let place = Workplace::shared("supervision");
+        let mut recipe = Recipe::of(&["cola"]);
+        recipe.mode = "multi".into();
+        // Dropout has to be the same after a restart, too.
+        recipe.model = "max_length: 40".into();
+        recipe.multi = "epochs: 4, batch_size: 16, learning_rate: 0.001".into();
+        recipe.checkpoint = "every_steps: 5, keep: 2".into();
+        recipe.cluster = format!("processes: 2, deadline: {DEADLINE}");
+        place.recipe("recipe.yaml", &recipe);
+        let run = Run::new(place.at("runs/undisturbed"));
+        command(&place, &run).expect(0);
+        assert!(run.steps("multi").len() >= STEPS, "{}", run.steps("multi").len());
+        Undisturbed { place, run }
+    })
+}
+
+fn command(place: &Workplace, run: &Run) -> Bam {
+    place.bam(["run", "recipe.yaml", "--run-dir", run.path().to_str().unwrap()])
+}
+
+impl Undisturbed {
+    /// A run directory in which everything is done that comes before the training.
+    fn before_training(&self, name: &str) -> Run {
+        let run = self.run.copy_to(&self.place.at("runs").join(name));
+        fs::remove_dir_all(run.at("stages/multi")).unwrap();
+        fs::remove_file(run.at("report.json")).unwrap();
+        run
+    }
+
+    fn assert_same(&self, run: &Run) {
+        assert_eq!(run.weights_sha256("multi"), self.run.weights_sha256("multi"));
+        assert_eq!(run.receipt("multi"), self.run.receipt("multi"));
+        assert_eq!(run.steps("multi"), self.run.steps("multi"));
+    }
+
+    /// A program that does `script` as one rank, and else what the worker does.
+    fn worker_with(&self, name: &str, script: &str) -> PathBuf {
+        let path = self.place.at(name);
+        let worker = program("bam-worker");
+        let text = format!("#!/bin/sh\n{script}\nexec {} \"$@\"\n", worker.display());
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+}
+
+/// Lets a rank fail once and waits for the end; returns how long it took to notice and what was said.
+fn with_failure(run: &Run, fault: &str) -> (Duration, Finished) {
+    let reference = undisturbed();
+    let mut running = command(&reference.place, run).arg("--inject").arg(fault).start();
+    running.wait_for_words("rehearsal: ");
+    let noticed = running.wait_for_words("(restart 1 of 3)");
+    (noticed, running.finish().expect(0))
+}
+
+#[test]
+fn a_rank_that_dies_is_named_at_once_and_the_run_goes_on_by_itself() {
+    let reference = undisturbed();
+    for rank in [0, 1] {
+        let run = reference.before_training(&format!("dies-{rank}"));
+        let (noticed, finished) = with_failure(&run, &format!("multi:kill:{rank}:step-17"));
+        assert!(noticed < Duration::from_secs(3), "{noticed:?}");
+        for part in [
+            &format!("rank {rank} ("),
+            "cpu",
+            "signal 9 (Killed)",
+            "at step 1",
+            "going on from the checkpoint of step 15",
+        ] {
+            assert!(finished.stderr.contains(part), "{part}: {finished}");
+        }
+        reference.assert_same(&run);
+    }
+}
+
+#[test]
+fn a_stopped_rank_is_named_within_the_deadline() {
+    let reference = undisturbed();
+    let run = reference.before_training("stops");
+    let (noticed, finished) = with_failure(&run, "multi:stop:1:step-17");
+    assert!(noticed < Duration::from_secs(DEADLINE + 2), "{noticed:?}");
+    assert!(finished.stderr.contains("rank 1 (") && finished.stderr.contains("its process is stopped"), "{finished}");
+    reference.assert_same(&run);
+}
+
+#[test]
+fn a_rank_that_does_not_come_to_a_collective_is_named_with_it() {
+    let reference = undisturbed();
+    let run = reference.before_training("hangs");
+    let (noticed, finished) = with_failure(&run, "multi:hang:1:step-17");
+    assert!(noticed < Duration::from_secs(DEADLINE + 2), "{noticed:?}");
+    for part in ["rank 1 (", "did not come to collective 'gradients' (no. ", "in which rank 0 (", "at step 17"] {
+        assert!(finished.stderr.contains(part), "{part}: {finished}");
+    }
+    reference.assert_same(&run);
+}
+
+#[test]
+fn a_failure_that_comes_again_is_not_tried_for_ever() {
+    let reference = undisturbed();
+    let run = reference.before_training("deterministic");
+    let worker = reference.worker_with(
+        "failing-worker",
+        "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && { echo 'this rank has had enough' >&2; exit 7; }",
+    );
+    let finished = command(&reference.place, &run).env("BAM_WORKER", worker).finish();
+    finished.expect_error(1, &["the same failure", "second time", "this rank has had enough"]);
+}
+
+#[test]
+fn a_rank_without_memory_says_so() {
+    let reference = undisturbed();
+    let run = reference.before_training("no-memory");
+    // Enough to start, and not for a batch.
+    let limit = "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && ulimit -d 40000";
+    let worker = reference.worker_with("short-worker", limit);
+    let started = command(&reference.place, &run).env("BAM_WORKER", worker);
+    let finished = started.arg("-o").arg("cluster.max_restarts=0").finish();
+    let said = finished.stderr.to_lowercase();
+    assert_ne!(finished.code, Some(0), "{finished}");
+    assert!(said.contains("rank 1 (") && (said.contains("memory") || said.contains("alloc")), "{finished}");
+    command(&reference.place, &run).expect(0);
+    reference.assert_same(&run);
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_is_named() {
+    let reference = undisturbed();
+    let run = reference.before_training("full");
+    let checkpoints = run.at("stages/multi/checkpoints");
+    fs::create_dir_all(&checkpoints).unwrap();
+    // Room for one checkpoint and not for two: a file system of its own, in a name space that ends with bam.
+    let bytes: u64 = reference.run.checkpoints("multi").iter().take(1).map(|c| size_of_tree(c)).sum();
+    let script = format!("mount -t tmpfs -o size={} tmpfs {} && exec \"$@\"", bytes + bytes / 2, checkpoints.display());
+    let probe = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "x", "/mnt"])
+        .output();
+    if !probe.is_ok_and(|o| o.status.success()) {
+        return say_skipped("a_full_disk_loses_nothing_and_is_named", "unshare --mount is not allowed here");
+    }
+    let bam = program("bam");
+    let unshare = ["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh", bam.to_str().unwrap()];
+    let arguments = ["run", "recipe.yaml", "--run-dir", run.path().to_str().unwrap(), "-o", "cluster.max_restarts=1"];
+    let words = unshare.into_iter().chain(arguments);
+    let finished = Bam::of_program("unshare".as_ref(), reference.place.path(), words).finish();
+    finished.expect_error(1, &["rank 0 (", "No space left on device", "untouched", "checkpoint"]);
+    command(&reference.place, &run).expect(0);
+    reference.assert_same(&run);
+}
+
+fn size_of_tree(directory: &std::path::Path) -> u64 {
+    fs::read_dir(directory).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum()
+}
+
+/// Slurm sends the signal that time is nearly up to bam, or to every process.
+#[test]
+fn sigusr1_to_bam_or_to_any_rank_stops_all_at_one_step() {
+    let reference = undisturbed();
+    for to in ["bam", "rank 0", "rank 1"] {
+        let run = reference.before_training(&format!("usr1-{}", to.replace(' ', "-")));
+        let mut running = command(&reference.place, &run).start();
+        running.wait_until("step 10", || run.steps("multi").len() >= 10);
+        match to {
+            "bam" => running.signal(Signal::SIGUSR1),
+            rank => {
+                let number = rank.trim_start_matches("rank ");
+                let ranks = running.ranks(2);
+                let process = ranks.iter().find(|r| r.variable("OMPI_COMM_WORLD_RANK").as_deref() == Some(number));
+                process.unwrap().signal(Signal::SIGUSR1);
+            }
+        }
+        let stopped = running.finish().expect(75);
+        let (at, _) = run.receipt("multi");
+        assert!(stopped.stderr.contains(&format!("stopped at step {at} of")), "{to}: {stopped}");
+        assert_eq!(run.steps("multi").len() as u64, at, "{to}");
+        command(&reference.place, &run).expect(0);
+        reference.assert_same(&run);
+    }
+}
+
+#[test]
+fn a_lead_that_is_too_short_is_told() {
+    let reference = undisturbed();
+    let run = reference.before_training("short-lead");
+    let started = command(&reference.place, &run).arg("-o").arg("checkpoint.lead=0");
+    let finished = started.expect(0);
+    assert!(finished.stderr.contains("checkpoint.lead") && finished.stderr.contains("USR1@"), "{finished}");
+}
+
+#[test]
+fn three_interruptions_and_other_numbers_of_processes_leave_the_data_order_alone() {
+    let reference = undisturbed();
+    let run = reference.before_training("resized");
+    for (i, processes) in ["2", "4", "1"].iter().enumerate() {
+        let mut running = command(&reference.place, &run).arg("-n").arg(processes).start();
+        let before = run.steps("multi").len();
+        running.wait_until("some steps", || run.steps("multi").len() >= before + 3);
+        running.signal(Signal::SIGUSR1);
+        let stopped = running.finish().expect(75);
+        assert_eq!(stopped.stderr.contains("the batches are the same, rounding is not"), i > 0, "{stopped}");
+    }
+    command(&reference.place, &run).arg("-n").arg("3").expect(0);
+    assert_eq!(run.receipt("multi"), reference.run.receipt("multi"));
+    assert_eq!(run.steps("multi").len(), reference.run.steps("multi").len());
+}

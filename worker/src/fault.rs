@@ -1,0 +1,40 @@
+//! Fails where `bam rehearse` asked for it.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use bam_cluster::fault::{Act, Fault, Point};
+use bam_cluster::protocol::FromRank;
+use nix::sys::signal::{Signal, raise};
+
+use crate::control::Control;
+
+/// One rank's failures. None, unless the run is a rehearsal.
+#[derive(Clone)]
+pub struct Faults {
+    own: Arc<Vec<Fault>>,
+    control: Control,
+}
+
+impl Faults {
+    /// Those of `rank`; the launcher hears of each before it comes.
+    pub fn of_rank(all: &[Fault], rank: usize, control: Control) -> Faults {
+        Faults { own: Arc::new(all.iter().filter(|f| f.rank == rank).cloned().collect()), control }
+    }
+
+    /// Says that the rank has come to a point. If it is to fail there, this does not return, or only after somebody has
+    /// woken the process up.
+    pub fn reach(&self, point: Point) {
+        for fault in self.own.iter().filter(|f| f.at == point) {
+            let _ = self.control.send(&FromRank::Note { message: format!("rehearsal: {fault}") });
+            match fault.act {
+                Act::Kill => _ = raise(Signal::SIGKILL),
+                Act::Stop => _ = raise(Signal::SIGSTOP),
+                Act::Hang => loop {
+                    thread::sleep(Duration::from_secs(3600));
+                },
+            }
+        }
+    }
+}

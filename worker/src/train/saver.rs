@@ -1,0 +1,139 @@
+//! Checkpoints beside the training: what is to be saved is copied at once, and a thread writes and commits the copy while
+//! steps go on. At most one is under way.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use bam_cluster::checkpoint::{CommitPoint, State, Store};
+use bam_cluster::fault::Point;
+use bam_cluster::protocol::{CheckpointReport, FromRank};
+
+use crate::control::Control;
+use crate::fault::Faults;
+use crate::model::{ParameterSpec, Parameters};
+use crate::optim::Optimizer;
+use crate::session::Session;
+use crate::snapshot::{write_moments, write_values};
+
+/// The tensor files of a checkpoint.
+pub const FILES: [&str; 2] = [MODEL, OPTIMIZER];
+/// The parameters.
+pub const MODEL: &str = "model.safetensors";
+/// The optimizer's moments.
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// Writes one model's checkpoints.
+pub struct Saver {
+    writer: Writer,
+    is_asynchronous: bool,
+    /// Room for the next copy.
+    room: Option<Frozen>,
+    under_way: Option<JoinHandle<Result<Frozen>>>,
+}
+
+/// What the writing thread needs to know.
+#[derive(Clone)]
+struct Writer {
+    store: Store,
+    shape: Arc<Shape>,
+    control: Control,
+    faults: Faults,
+}
+
+struct Shape {
+    specs: Vec<ParameterSpec>,
+    ranges: Vec<Range<usize>>,
+}
+
+/// Parameters and moments as they were at one moment. Kept for the next checkpoint: fresh memory costs more than the copy.
+#[derive(Default)]
+struct Frozen {
+    values: Vec<f32>,
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+impl Saver {
+    /// For the checkpoints in `store`.
+    pub fn new(session: &Session, store: Store, parameters: &Parameters) -> Saver {
+        let shape = Arc::new(Shape { specs: parameters.specs().to_vec(), ranges: parameters.ranges().to_vec() });
+        let (control, faults) = (session.control.clone(), session.faults.clone());
+        let writer = Writer { store, shape, control, faults };
+        let is_asynchronous = session.recipe.checkpoint.asynchronous;
+        Saver { writer, is_asynchronous, room: None, under_way: None }
+    }
+
+    /// Takes a copy and begins to write it, after the one before is on disk.
+    ///
+    /// # Errors
+    /// The one before, or this one if it is not asynchronous, could not be written.
+    pub fn save(&mut self, state: State, parameters: &mut Parameters, optimizer: &Optimizer) -> Result<()> {
+        let began = Instant::now();
+        self.settle()?;
+        let mut copy = self.room.take().unwrap_or_default();
+        let (first, second) = optimizer.moments();
+        for (room, values) in
+            [(&mut copy.values, &*parameters.values_mut()), (&mut copy.first, first), (&mut copy.second, second)]
+        {
+            room.clear();
+            room.extend_from_slice(values);
+        }
+        let writer = self.writer.clone();
+        if self.is_asynchronous {
+            let stall = began.elapsed().as_secs_f64();
+            self.under_way = Some(thread::spawn(move || writer.write(&state, copy, began, Some(stall))));
+            return Ok(());
+        }
+        self.room = Some(writer.write(&state, copy, began, None)?);
+        Ok(())
+    }
+
+    /// Waits until the checkpoint that is under way, if there is one, is on disk.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub fn settle(&mut self) -> Result<()> {
+        if let Some(writing) = self.under_way.take() {
+            self.room = Some(writing.join().map_err(|_| anyhow!("the thread that writes checkpoints panicked"))??);
+        }
+        Ok(())
+    }
+
+    /// Looks whether the checkpoint under way has failed, without waiting for it.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub fn look(&mut self) -> Result<()> {
+        if self.under_way.as_ref().is_some_and(JoinHandle::is_finished) { self.settle() } else { Ok(()) }
+    }
+}
+
+impl Writer {
+    /// Writes, syncs and commits; tells the launcher. `stall`: for how long training stood still; none: until the end.
+    fn write(&self, state: &State, copy: Frozen, began: Instant, stall: Option<f64>) -> Result<Frozen> {
+        let passed = |point: CommitPoint| {
+            self.faults.reach(Point::Commit { step: state.step, point: point.number() });
+        };
+        let Shape { specs, ranges } = &*self.shape;
+        let draft = self.store.draft()?;
+        passed(CommitPoint::Drafted);
+        let file = |name: &str| draft.file(name);
+        let context = |path: &Path| format!("checkpoint {}", path.display());
+        let model = file(MODEL);
+        write_values(&model, specs, ranges, &copy.values, false).with_context(|| context(&model))?;
+        passed(CommitPoint::ModelWritten);
+        let optimizer = file(OPTIMIZER);
+        write_moments(&optimizer, specs, ranges, (&copy.first, &copy.second)).with_context(|| context(&optimizer))?;
+        passed(CommitPoint::OptimizerWritten);
+        self.store.commit(draft, state, passed)?;
+        let seconds = began.elapsed().as_secs_f64();
+        let receipt = state.receipt.as_str().to_owned();
+        let report = CheckpointReport { step: state.step, receipt, stall: stall.unwrap_or(seconds), seconds };
+        self.control.send(&FromRank::Checkpoint(report))?;
+        Ok(copy)
+    }
+}
