@@ -21,5 +21,6 @@ pub use programs::{program, python, repository, say_skipped};
 pub use recipe::Recipe;
 pub use run::{Run, Step};
 pub use snapshot::{Snapshot, sha256};
+pub use stream::Stream;
 pub use tasks::{ROWS, write_tasks};
 pub use workplace::Workplace;

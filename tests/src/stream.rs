@@ -4,16 +4,17 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// A stream of random numbers.
-pub(crate) struct Stream(ChaCha8Rng);
+#[derive(Debug)]
+pub struct Stream(ChaCha8Rng);
 
 impl Stream {
     /// The stream of that number.
-    pub(crate) fn new(seed: u64) -> Stream {
+    pub fn new(seed: u64) -> Stream {
         Stream(ChaCha8Rng::seed_from_u64(seed))
     }
 
     /// One of 0..n.
-    pub(crate) fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         (self.0.next_u64() % n as u64) as usize
     }
 
@@ -23,7 +24,7 @@ impl Stream {
     }
 
     /// In (0, 1].
-    fn uniform(&mut self) -> f64 {
+    pub fn uniform(&mut self) -> f64 {
         ((self.0.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64
     }
 

@@ -45,7 +45,7 @@ fn main() -> ExitCode {
         Ok(None) => return refuse("there is no launcher for this run: start it with `bam run`"),
         Err(e) => return refuse(&format!("{}: {e}", control_path.display())),
     };
-    let Some(world) = MpiWorld::join(activity.clone()) else {
+    let Some((world, _universe)) = MpiWorld::join(activity.clone()) else {
         return refuse("MPI does not grant threads to this program; use an MPI that was built with thread support");
     };
     let (control, orders) = match Control::connect(&file, world.rank(), world.size()) {

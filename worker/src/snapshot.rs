@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
 use bam_cluster::encoder::Weights;
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, View};
 
 use crate::model::{Init, ParameterSpec, Parameters};
@@ -65,7 +67,7 @@ pub fn write_values(
     ranges: &[Range<usize>],
     values: &[f32],
     single_head: bool,
-) -> Result<(), WeightsError> {
+) -> io::Result<()> {
     let tensors = specs.iter().zip(ranges).map(|(spec, range)| {
         let name = if single_head { single_head_name(&spec.name) } else { spec.name.clone() };
         (name, Floats::of(spec, &values[range.clone()]))
@@ -85,7 +87,7 @@ pub fn write_moments(
     specs: &[ParameterSpec],
     ranges: &[Range<usize>],
     (first, second): (&[f32], &[f32]),
-) -> Result<(), WeightsError> {
+) -> io::Result<()> {
     let mut tensors = Vec::new();
     for (spec, range) in specs.iter().zip(ranges) {
         for (prefix, moments) in [(FIRST, first), (SECOND, second)] {
@@ -157,11 +159,13 @@ impl View for Floats<'_> {
     }
 }
 
-fn write(path: &Path, tensors: Vec<(String, Floats)>) -> Result<(), WeightsError> {
+fn write(path: &Path, tensors: Vec<(String, Floats)>) -> io::Result<()> {
     // Hugging Face's readers refuse files without this note.
     let note = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(tensors, Some(note), path)
-        .map_err(|e| WeightsError::Io { path: path.to_owned(), problem: e.to_string() })
+    safetensors::serialize_to_file(tensors, Some(note), path).map_err(|e| match e {
+        SafeTensorError::IoError(e) => e,
+        other => io::Error::other(other),
+    })
 }
 
 #[cfg(test)]

@@ -286,7 +286,7 @@ const AS_RANK: &str = "BAM_PARITY_AS_RANK";
 fn in_two_processes() {
     let Some(directory) = directory() else { return };
     if std::env::var_os(AS_RANK).is_some() {
-        let world = MpiWorld::join(Activity::default()).unwrap();
+        let (world, _universe) = MpiWorld::join(Activity::default()).unwrap();
         assert_eq!(world.size(), 2);
         return check_all(&world, &directory);
     }

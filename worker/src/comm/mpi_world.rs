@@ -17,21 +17,20 @@ pub struct MpiWorld {
     world: SimpleCommunicator,
     activity: Activity,
     scratch: RefCell<Vec<f32>>,
-    // Finalises MPI when dropped, after everything above.
-    _universe: Universe,
 }
 
 /// Sums go through a copy of so many values, small enough to stay in cache (rsmpi has no in-place all-reduce).
 const PIECE: usize = 1 << 18;
 
 impl MpiWorld {
-    /// Joins the world. `None` if MPI does not grant threads, or was initialised before.
-    pub fn join(activity: Activity) -> Option<MpiWorld> {
+    /// Joins the world. `None` if MPI does not grant threads, or was initialised before. The universe leaves MPI when it is
+    /// dropped, and waits for all ranks to do so: a rank that fails must not drop it, but [`abort`](Self::abort).
+    pub fn join(activity: Activity) -> Option<(MpiWorld, Universe)> {
         let (universe, threading) = mpi::initialize_with_threading(Threading::Multiple)?;
         if threading < Threading::Serialized {
             return None;
         }
-        Some(MpiWorld { world: universe.world(), activity, scratch: RefCell::default(), _universe: universe })
+        Some((MpiWorld { world: universe.world(), activity, scratch: RefCell::default() }, universe))
     }
 
     /// Ends all ranks at once.

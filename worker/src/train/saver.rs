@@ -2,13 +2,12 @@
 //! steps go on. At most one is under way.
 
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
-use bam_cluster::checkpoint::{CommitPoint, State, Store};
+use anyhow::{Result, anyhow};
+use bam_cluster::checkpoint::{CheckpointError, CommitPoint, State, Store};
 use bam_cluster::fault::Point;
 use bam_cluster::protocol::{CheckpointReport, FromRank};
 
@@ -121,13 +120,14 @@ impl Writer {
         let Shape { specs, ranges } = &*self.shape;
         let draft = self.store.draft()?;
         passed(CommitPoint::Drafted);
-        let file = |name: &str| draft.file(name);
-        let context = |path: &Path| format!("checkpoint {}", path.display());
-        let model = file(MODEL);
-        write_values(&model, specs, ranges, &copy.values, false).with_context(|| context(&model))?;
+        let io = |name: &str| {
+            let path = draft.file(name);
+            |source| CheckpointError::Io { path, source }
+        };
+        write_values(&draft.file(MODEL), specs, ranges, &copy.values, false).map_err(io(MODEL))?;
         passed(CommitPoint::ModelWritten);
-        let optimizer = file(OPTIMIZER);
-        write_moments(&optimizer, specs, ranges, (&copy.first, &copy.second)).with_context(|| context(&optimizer))?;
+        let moments = (&copy.first[..], &copy.second[..]);
+        write_moments(&draft.file(OPTIMIZER), specs, ranges, moments).map_err(io(OPTIMIZER))?;
         passed(CommitPoint::OptimizerWritten);
         self.store.commit(draft, state, passed)?;
         let seconds = began.elapsed().as_secs_f64();
