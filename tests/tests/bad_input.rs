@@ -82,6 +82,12 @@ fn overrides_are_checked_as_strictly() {
         refused(&place, &["-o", text], code, &parts);
     }
     refused(&place, &["-n", "17"], 2, &["batch_size", "a batch of 16 examples cannot be shared by 17 processes", "-n"]);
+    let wide = "a batch of 16 examples cannot be shared by 17 virtual shards; use fewer virtual_shards";
+    let by_shards = ["-o", "reproducible=world-size"];
+    refused(&place, &[&by_shards[..], &["-o", "virtual_shards=17"]].concat(), 2, &["batch_size", wide]);
+    let shared = "8 virtual shards cannot be shared by 9 processes; use fewer processes (-n)";
+    refused(&place, &[&by_shards[..], &["-n", "9"]].concat(), 2, &["cluster.processes", shared]);
+    refused(&place, &["-o", "virtual_shards=0"], 2, &["virtual_shards", "at least 1"]);
     refused(&place, &["-n", "0"], 2, &["processes", "at least 1"]);
 }
 

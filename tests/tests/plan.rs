@@ -43,6 +43,9 @@ fn a_plan_has_stages_tasks_and_step_counts_and_leaves_no_trace() {
     let other = plan(&["-n", "4", "-o", "train.multi.epochs=10", "-o", "mode=multi"]);
     assert!(cells(&other.stdout, "multi").contains(&"450".to_owned()), "{other}");
     assert!(!other.stdout.contains("teacher-cola"), "{other}");
+    assert!(!other.stdout.contains("same bits"), "{other}");
+    let same = plan(&["-o", "reproducible=world-size", "-o", "virtual_shards=16"]);
+    assert!(same.stdout.contains("the same bits on 1 to 16 processes"), "{same}");
     before.assert_same(&Snapshot::of(place.path()));
     assert!(!mark.exists());
 }

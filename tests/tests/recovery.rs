@@ -80,8 +80,9 @@ impl Undisturbed {
     }
 }
 
-/// Waits until a stage has done so many steps.
+/// Waits until a stage has done so many steps, and its ranks are there: an earlier start may have done the steps.
 fn wait_for_steps(running: &mut Running, run: &Run, stage: &str, steps: usize) {
+    running.ranks(2);
     running.wait_until(&format!("step {steps} of {stage}"), || run.steps(stage).len() >= steps);
 }
 

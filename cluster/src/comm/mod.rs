@@ -5,6 +5,7 @@ mod activity;
 mod solo;
 mod threads;
 
+use std::ops::Range;
 use std::time::Duration;
 
 pub use activity::{Activity, InCollective, Snapshot};
@@ -37,6 +38,21 @@ pub trait Communicator {
     /// # Errors
     /// As [`all_gather`](Self::all_gather).
     fn all_reduce_sum(&self, name: &'static str, values: &mut [f32]) -> Result<(), CommError>;
+
+    /// Sends `send[to[r]]` to every rank r, and puts what rank r sends to this one into `receive[from[r]]`. Ranges to send
+    /// may overlap; those to receive may not, and are as long as what the other rank sends. Neither buffer is empty,
+    /// though ranges may be.
+    ///
+    /// # Errors
+    /// As [`all_gather`](Self::all_gather).
+    fn all_to_all(
+        &self,
+        name: &'static str,
+        send: &[f32],
+        to: &[Range<usize>],
+        receive: &mut [f32],
+        from: &[Range<usize>],
+    ) -> Result<(), CommError>;
 
     /// Waits for all ranks.
     ///

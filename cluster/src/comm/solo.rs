@@ -1,5 +1,7 @@
 //! A world of one rank: every collective is done before it begins.
 
+use std::ops::Range;
+
 use super::{CommError, Communicator};
 
 /// The only rank.
@@ -23,6 +25,18 @@ impl Communicator for Solo {
     }
 
     fn all_reduce_sum(&self, _name: &'static str, _values: &mut [f32]) -> Result<(), CommError> {
+        Ok(())
+    }
+
+    fn all_to_all(
+        &self,
+        _name: &'static str,
+        send: &[f32],
+        to: &[Range<usize>],
+        receive: &mut [f32],
+        from: &[Range<usize>],
+    ) -> Result<(), CommError> {
+        receive[from[0].clone()].copy_from_slice(&send[to[0].clone()]);
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! N ranks as threads of one process, for tests that need a cluster and no MPI.
 
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -95,16 +96,42 @@ impl Communicator for Threads {
     }
 
     fn all_reduce_sum(&self, name: &'static str, values: &mut [f32]) -> Result<(), CommError> {
-        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let all = self.exchange(name, bytes)?;
+        let all = self.exchange(name, to_bytes(values))?;
         values.fill(0.0);
         for one in all.iter() {
-            for (sum, bytes) in values.iter_mut().zip(one.as_chunks::<4>().0) {
-                *sum += f32::from_le_bytes(*bytes);
+            for (sum, value) in values.iter_mut().zip(from_bytes(one)) {
+                *sum += value;
             }
         }
         Ok(())
     }
+
+    fn all_to_all(
+        &self,
+        name: &'static str,
+        send: &[f32],
+        to: &[Range<usize>],
+        receive: &mut [f32],
+        from: &[Range<usize>],
+    ) -> Result<(), CommError> {
+        for (receiver, part) in to.iter().enumerate() {
+            let all = self.exchange(name, to_bytes(&send[part.clone()]))?;
+            if receiver == self.rank {
+                for (part, bytes) in from.iter().zip(all.iter()) {
+                    receive[part.clone()].copy_from_slice(&from_bytes(bytes).collect::<Vec<_>>());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn to_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn from_bytes(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))
 }
 
 #[cfg(test)]
@@ -149,6 +176,23 @@ mod tests {
             assert_eq!(gathered, [vec![], vec![1], vec![2, 2]]);
             assert_eq!(broadcast, [2, 2]);
         }
+    }
+
+    #[test]
+    fn every_rank_gets_what_is_meant_for_it() {
+        let received = run(3, Duration::from_secs(20), |comm| {
+            // Rank r sends r + 1 values to each rank but rank 1, which gets nothing.
+            let rank = comm.rank();
+            let send: Vec<f32> = (0..6).map(|i| (10 * rank + i) as f32).collect();
+            let to = [0..rank + 1, 0..0, 2..rank + 3];
+            let from = if rank == 1 { [0..0, 0..0, 0..0] } else { [5..6, 3..5, 0..3] };
+            let mut receive = [-1.0; 6];
+            comm.all_to_all("a", &send, &to, &mut receive, &from).unwrap();
+            receive
+        });
+        assert_eq!(received[0], [20.0, 21.0, 22.0, 10.0, 11.0, 0.0]);
+        assert_eq!(received[1], [-1.0; 6]);
+        assert_eq!(received[2], [22.0, 23.0, 24.0, 12.0, 13.0, 2.0]);
     }
 
     #[test]

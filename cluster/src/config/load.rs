@@ -209,6 +209,9 @@ mod tests {
         };
         assert_eq!(spread.identity(), recipe.identity());
         assert_ne!(Recipe { seed: 2, ..recipe.clone() }.identity(), recipe.identity());
+        let same_bits = load_text(SMALL, &["reproducible=world-size"]).unwrap();
+        assert_ne!(same_bits.identity(), recipe.identity());
+        assert_ne!(Recipe { virtual_shards: 4, ..same_bits.clone() }.identity(), same_bits.identity());
     }
 
     fn message(text: &str, overrides: &[&str]) -> String {

@@ -13,7 +13,7 @@ pub use given_teacher::{GivenTeacher, GivenTeachers};
 pub use load::{Override, load, load_resolved};
 pub use schema::{
     Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, Layout, Mode, ModelSection,
-    PredictedSplit, Recipe, RegressionOutput, Sampling, SamplingMethod, Truncation,
+    PredictedSplit, Recipe, RegressionOutput, Reproducible, Sampling, SamplingMethod, Truncation,
 };
 pub use task_entry::{OwnTask, TaskEntry, TaskType};
 pub use train::{LayerwiseDecay, LossReduction, OptimizerKind, RateScaling, Search, TrainSection, TrainSettings};

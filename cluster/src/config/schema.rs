@@ -26,6 +26,15 @@ pub struct Recipe {
     /// How often everything is trained, each time with the next seed; results are medians.
     #[serde(default = "one")]
     pub trials: u64,
+    /// What leaves every bit of the result as it is: stops and resumes with the same number of processes (`processes`), or
+    /// with another number, too (`world-size`).
+    #[serde(default)]
+    pub reproducible: Reproducible,
+    /// With `reproducible: world-size`: into how many parts a global batch is cut; at most so many processes can share it.
+    /// Each part is differentiated on its own, so that more of them make smaller and slower computations, and a rank with
+    /// n parts needs memory for some log2 n more gradients. Another number gives other bits.
+    #[serde(default = "default_virtual_shards")]
+    pub virtual_shards: usize,
     /// The encoder to start from.
     pub model: ModelSection,
     /// The tasks and where their examples are.
@@ -48,6 +57,19 @@ pub struct Recipe {
     /// How the work is spread; nothing in here changes the mathematics.
     #[serde(default)]
     pub cluster: ClusterSection,
+}
+
+/// What leaves every bit of the result as it is, on machines of one kind, with the same `cluster.threads` and
+/// `cluster.layout`. Anything else leaves the mathematics as it is, and changes rounding and dropout masks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reproducible {
+    /// Stops and resumes with the same number of processes.
+    #[default]
+    Processes,
+    /// Any number of processes, also another one after a stop: the parts of a batch (`virtual_shards`) and the order in
+    /// which their gradients are added up are the same for all.
+    WorldSize,
 }
 
 /// A split, or a group of splits, to predict.
@@ -385,6 +407,10 @@ impl Recipe {
 
 fn one() -> u64 {
     1
+}
+
+fn default_virtual_shards() -> usize {
+    8
 }
 
 fn default_max_length() -> usize {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::error::{ConfigError, nearest};
-use super::schema::{Annealing, Breadth, Recipe};
+use super::schema::{Annealing, Breadth, Recipe, Reproducible};
 use super::task_entry::{OwnTask, TaskEntry, TaskType};
 use super::train::{LayerwiseDecay, TrainSettings};
 use crate::task::GLUE_NAMES;
@@ -19,6 +19,7 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
         require((0.0..1.0).contains(&p), "model.dropout", "must be at least 0 and below 1")?;
     }
     check_tasks(recipe)?;
+    check_virtual_shards(recipe)?;
     for (breadth, key) in [(Breadth::Single, "train.single"), (Breadth::Multi, "train.multi")] {
         if recipe.mode.trains(breadth) {
             for settings in recipe.train.of(breadth).candidates() {
@@ -63,6 +64,19 @@ fn check_name(key: &str, name: &str) -> Checked {
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     let good = !name.is_empty() && name.chars().all(allowed);
     require(good, key, &format!("'{name}' must consist of letters, digits, '-' and '_'"))
+}
+
+fn check_virtual_shards(recipe: &Recipe) -> Checked {
+    let (shards, processes) = (recipe.virtual_shards, recipe.cluster.processes);
+    require(shards > 0, "virtual_shards", "must be at least 1")?;
+    if recipe.reproducible == Reproducible::WorldSize && processes > shards {
+        let problem = format!(
+            "{shards} virtual shards cannot be shared by {processes} processes; use fewer processes (-n) or, in a run of \
+             its own, more virtual_shards"
+        );
+        return Err(invalid("cluster.processes", problem));
+    }
+    Ok(())
 }
 
 fn check_tasks(recipe: &Recipe) -> Checked {
@@ -154,10 +168,15 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
     require(settings.epochs > 0, &at("epochs"), "must be at least 1")?;
     require(settings.batch_size > 0, &at("batch_size"), "must be at least 1")?;
     require(settings.micro_batch_size != Some(0), &at("micro_batch_size"), "must be at least 1, or left out")?;
-    let n = recipe.cluster.ranks(if key == "train.multi" { 0 } else { 1 });
+    let (n, parts, way_out) = match recipe.reproducible {
+        Reproducible::Processes => {
+            (recipe.cluster.ranks(if key == "train.multi" { 0 } else { 1 }), "processes", "fewer processes (-n)")
+        }
+        Reproducible::WorldSize => (recipe.virtual_shards, "virtual shards", "fewer virtual_shards"),
+    };
     if settings.batch_size < n {
         let problem = format!(
-            "a batch of {} examples cannot be shared by {n} processes; use fewer processes (-n) or a larger batch",
+            "a batch of {} examples cannot be shared by {n} {parts}; use {way_out} or a larger batch",
             settings.batch_size
         );
         return Err(invalid(at("batch_size"), problem));

@@ -1,14 +1,14 @@
-//! How a global batch is shared among ranks: by cost, so that no rank waits long for another.
+//! How work is cut into parts, one or more for each rank: by cost, so that no rank waits long for another.
 
-/// Assigns items to `ranks` so that the sums of their costs are close: each item, dearest first, goes to the rank
-/// that has least so far (longest processing time first). Returns each rank's items in ascending order. With at
-/// least as many items as ranks, every rank gets one.
-pub fn slice_by_cost(costs: &[u64], ranks: usize) -> Vec<Vec<usize>> {
+/// Assigns items to `parts` so that the sums of their costs are close: each item, dearest first, goes to the part
+/// that has least so far (longest processing time first). Returns each part's items in ascending order. With at
+/// least as many items as parts, every part gets one.
+pub fn slice_by_cost(costs: &[u64], parts: usize) -> Vec<Vec<usize>> {
     let mut dearest_first: Vec<usize> = (0..costs.len()).collect();
     dearest_first.sort_by_key(|&i| (std::cmp::Reverse(costs[i]), i));
-    let mut slices: Vec<(u64, Vec<usize>)> = vec![(0, Vec::new()); ranks];
+    let mut slices: Vec<(u64, Vec<usize>)> = vec![(0, Vec::new()); parts];
     for i in dearest_first {
-        // Ties go to the rank with fewer items, then to the lower rank: the same everywhere.
+        // Ties go to the part with fewer items, then to the first: the same everywhere.
         if let Some(least) = slices.iter_mut().min_by_key(|(cost, items)| (*cost, items.len())) {
             least.0 += costs[i];
             least.1.push(i);

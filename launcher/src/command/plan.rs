@@ -1,6 +1,6 @@
 //! `bam plan`: what would run, at once and without starting anything.
 
-use bam_cluster::config::Mode;
+use bam_cluster::config::{Mode, Reproducible};
 use bam_cluster::exit_code;
 use bam_cluster::plan::{Schedule, StageWork, TrainStage};
 
@@ -55,9 +55,15 @@ fn head(project: &Project) -> String {
         Mode::SingleToMulti => "single-to-multi: one model of all tasks, taught by one model per task",
     };
     let shape = &encoder.config;
+    let bits = match recipe.reproducible {
+        Reproducible::Processes => String::new(),
+        Reproducible::WorldSize => {
+            format!("reproducible: world-size, the same bits on 1 to {} processes\n", recipe.virtual_shards)
+        }
+    };
     let warnings: String = project.warnings.iter().map(|w| format!("warning: {w}\n")).collect();
     format!(
-        "{} ({mode})\n{}, processes {}, at most {} tokens\nencoder {}: {} layers of width {}, {} parameters\n{warnings}",
+        "{} ({mode})\n{}, processes {}, at most {} tokens\n{bits}encoder {}: {} layers of width {}, {} parameters\n{warnings}",
         recipe.name,
         seeds(recipe.seed, recipe.trials),
         recipe.cluster.processes,

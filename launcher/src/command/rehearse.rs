@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use bam_cluster::config::Reproducible;
 use bam_cluster::exit_code;
 
 use crate::cli::RehearseArguments;
@@ -18,8 +19,9 @@ pub fn run(arguments: &RehearseArguments) -> anyhow::Result<u8> {
     cut.overrides.extend(cut_down(&whole.recipe, &whole.plan.tasks));
     let small = Project::load(&cut)?;
     let processes = small.recipe.cluster.processes;
+    let is_exact = small.recipe.reproducible == Reproducible::WorldSize;
     let extent = if arguments.every_point { Extent::EveryPoint } else { Extent::Kinds };
-    let all = scenarios(&small.plan, processes, EVERY_STEPS, false, extent);
+    let all = scenarios(&small.plan, processes, EVERY_STEPS, is_exact, extent);
     let directory =
         arguments.dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(format!("{}-rehearsal", small.recipe.name)));
     let rehearsal = Rehearsal {

@@ -4,11 +4,12 @@
 //! job when this rank has been in one collective for too long.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use bam_cluster::comm::{Activity, CommError, Communicator};
 use mpi::Threading;
 use mpi::collective::{CommunicatorCollectives, Root, SystemOperation};
-use mpi::datatype::PartitionMut;
+use mpi::datatype::{Partition, PartitionMut};
 use mpi::environment::Universe;
 use mpi::topology::{Communicator as _, SimpleCommunicator};
 
@@ -86,6 +87,23 @@ impl Communicator for MpiWorld {
             scratch.extend_from_slice(piece);
             self.world.all_reduce_into(&scratch[..], piece, SystemOperation::sum());
         }
+        Ok(())
+    }
+
+    fn all_to_all(
+        &self,
+        name: &'static str,
+        send: &[f32],
+        to: &[Range<usize>],
+        receive: &mut [f32],
+        from: &[Range<usize>],
+    ) -> Result<(), CommError> {
+        let _in_collective = self.activity.enter(name);
+        let lengths = |parts: &[Range<usize>]| parts.iter().map(|p| p.len() as i32).collect::<Vec<_>>();
+        let starts = |parts: &[Range<usize>]| parts.iter().map(|p| p.start as i32).collect::<Vec<_>>();
+        let parts = Partition::new(send, lengths(to), starts(to));
+        let mut places = PartitionMut::new(receive, lengths(from), starts(from));
+        self.world.all_to_all_varcount_into(&parts, &mut places);
         Ok(())
     }
 }

@@ -2,8 +2,9 @@
 //! every example counted exactly once.
 
 use anyhow::{Result, ensure};
-use bam_cluster::comm::Communicator;
+use bam_cluster::comm::{Activity, Communicator};
 use bam_cluster::config::{Layout, RegressionOutput};
+use bam_cluster::plan::slice_by_cost;
 use bam_cluster::task::Kind;
 use tch::Tensor;
 
@@ -14,53 +15,67 @@ use crate::objective::prediction;
 /// At most so many tokens are computed at once.
 const TOKENS_AT_ONCE: usize = 2048;
 
-/// The examples of `set` that `rank` of `size` ranks computes: dealt out by length, so that all have about as much.
-pub fn share(set: &TokenSet, rank: usize, size: usize) -> Vec<usize> {
-    let mut by_length: Vec<usize> = (0..set.len()).collect();
-    by_length.sort_by_key(|&i| (set.length(i), i));
-    by_length.into_iter().skip(rank).step_by(size).collect()
+/// Examples that are computed at once, by their places in a set.
+pub type EvalBatch = Vec<usize>;
+
+/// The batches that each of `ranks` ranks computes, by rank; a rank may have none. What is in a batch depends on the set
+/// alone, so that outputs have the same bits for every number of ranks.
+pub fn deal(set: &TokenSet, ranks: usize) -> Vec<Vec<EvalBatch>> {
+    let lengths: Vec<usize> = (0..set.len()).map(|i| set.length(i)).collect();
+    let batches = batches(&lengths);
+    let cost = |batch: &EvalBatch| batch.iter().map(|&i| lengths[i] as u64).sum();
+    let slices = slice_by_cost(&batches.iter().map(cost).collect::<Vec<u64>>(), ranks);
+    slices.into_iter().map(|slice| slice.into_iter().map(|b| batches[b].clone()).collect()).collect()
 }
 
-/// Outputs of head `head` for the examples `which` of `set`, as the head gives them: [examples, outputs] in the order
-/// of `which`. `done` hears how many examples each batch had.
+/// Cuts examples of these lengths, the shortest first, into batches.
+fn batches(lengths: &[usize]) -> Vec<EvalBatch> {
+    let mut by_length: Vec<usize> = (0..lengths.len()).collect();
+    by_length.sort_by_key(|&i| (lengths[i], i));
+    let (mut batches, mut tokens) = (vec![], TOKENS_AT_ONCE);
+    for i in by_length {
+        tokens += lengths[i];
+        if tokens > TOKENS_AT_ONCE {
+            batches.push(vec![]);
+            tokens = lengths[i];
+        }
+        if let Some(batch) = batches.last_mut() {
+            batch.push(i);
+        }
+    }
+    batches
+}
+
+/// Outputs of head `head` for the examples of `batches`, as the head gives them: [examples, outputs], batch after batch.
+/// `done` hears how many examples each batch had.
 pub fn outputs(
     model: &Bert,
     head: usize,
     set: &TokenSet,
-    which: &[usize],
+    batches: &[EvalBatch],
     layout: Layout,
     mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<f32>> {
     let width = model.heads()[head].outputs;
-    let mut all = vec![0f32; which.len() * width];
-    let mut start = 0;
-    while start < which.len() {
-        let end = end_of_batch(set, which, start);
+    let mut all = vec![];
+    for examples in batches {
         let sequence = |&i: &usize| Sequence { tokens: set.tokens(i), types: set.token_types(i) };
-        let sequences: Vec<Sequence> = which[start..end].iter().map(sequence).collect();
+        let sequences: Vec<Sequence> = examples.iter().map(sequence).collect();
         let batch = Batch::new(&sequences, layout);
         let values: Vec<f32> =
             tch::no_grad(|| Vec::try_from(model.head(head, &model.pooled(&batch, false)).flatten(0, -1)))?;
+        let start = all.len();
+        all.resize(start + values.len(), 0f32);
         for (&position, row) in batch.order().iter().zip(values.chunks(width)) {
-            all[(start + position) * width..][..width].copy_from_slice(row);
+            all[start + position * width..][..width].copy_from_slice(row);
         }
-        done(end - start)?;
-        start = end;
+        done(examples.len())?;
     }
     Ok(all)
 }
 
-fn end_of_batch(set: &TokenSet, which: &[usize], start: usize) -> usize {
-    let mut tokens = 0;
-    let fits = |&&i: &&usize| {
-        tokens += set.length(i);
-        tokens <= TOKENS_AT_ONCE
-    };
-    start + which[start..].iter().take_while(fits).count().max(1)
-}
-
 /// Predictions for all of `set`, computed by all ranks: class indices, or scores on the task's own scale, in the order
-/// of the set, on every rank.
+/// of the set, on every rank. `activity` hears of every batch.
 ///
 /// # Errors
 /// The model answers with something that is no number, or a collective did not come about.
@@ -70,19 +85,23 @@ pub fn predict(
     kind: &Kind,
     set: &TokenSet,
     world: &dyn Communicator,
+    activity: &Activity,
     layout: Layout,
     output: RegressionOutput,
 ) -> Result<Vec<f32>> {
-    let mine = share(set, world.rank(), world.size());
-    let raw = outputs(model, head, set, &mine, layout, |_| Ok(()))?;
+    let shares = deal(set, world.size());
+    let raw = outputs(model, head, set, &shares[world.rank()], layout, |_| {
+        activity.progress();
+        Ok(())
+    })?;
     ensure!(raw.iter().all(|r| r.is_finite()), "the model's outputs are not finite: training has diverged");
     let predictions = to_predictions(&raw, kind, output);
     let gathered = world.all_gather("predictions", bytemuck::cast_slice(&predictions))?;
     let mut all = vec![f32::NAN; set.len()];
-    for (rank, bytes) in gathered.iter().enumerate() {
+    for (share, bytes) in shares.iter().zip(&gathered) {
         let values = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
-        for (i, value) in share(set, rank, world.size()).into_iter().zip(values) {
-            all[i] = value;
+        for (i, value) in share.iter().flatten().zip(values) {
+            all[*i] = value;
         }
     }
     ensure!(all.iter().all(|p| p.is_finite()), "a dev example was predicted by no rank");
@@ -93,7 +112,7 @@ fn to_predictions(raw: &[f32], kind: &Kind, output: RegressionOutput) -> Vec<f32
     match kind {
         Kind::Classification { .. } => raw.chunks(kind.outputs()).map(|row| largest(row) as f32).collect(),
         Kind::Regression { min, max } => {
-            let units = prediction(&Tensor::from_slice(raw).view([-1, 1]), output);
+            let units = prediction(&Tensor::from_slice(raw).unsqueeze(-1), output);
             let units: Vec<f32> = Vec::try_from(units).unwrap_or_default();
             units.iter().map(|u| (min + f64::from(*u) * (max - min)) as f32).collect()
         }
@@ -103,4 +122,39 @@ fn to_predictions(raw: &[f32], kind: &Kind, output: RegressionOutput) -> Vec<f32
 /// The first largest value's index.
 fn largest(row: &[f32]) -> usize {
     (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_example_is_in_one_batch_and_batches_are_full(lengths in proptest::collection::vec(1usize..600, 0..80)) {
+            let batches = batches(&lengths);
+            let mut all = batches.concat();
+            prop_assert!(all.is_sorted_by_key(|&i| lengths[i]));
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..lengths.len()).collect::<Vec<_>>());
+            let tokens = |batch: &EvalBatch| batch.iter().map(|&i| lengths[i]).sum::<usize>();
+            prop_assert!(batches.iter().all(|b| tokens(b) <= TOKENS_AT_ONCE));
+            for pair in batches.windows(2) {
+                prop_assert!(tokens(&pair[0]) + lengths[pair[1][0]] > TOKENS_AT_ONCE);
+            }
+        }
+    }
+
+    #[test]
+    fn an_example_that_is_too_long_is_a_batch_of_its_own() {
+        assert_eq!(batches(&[3, TOKENS_AT_ONCE + 1, 2, TOKENS_AT_ONCE + 1]), [vec![2, 0], vec![1], vec![3]]);
+    }
+
+    #[test]
+    fn a_rank_without_examples_predicts_nothing() {
+        let labels = vec!["no".to_owned(), "yes".to_owned()];
+        for kind in [Kind::Regression { min: 0.0, max: 5.0 }, Kind::Classification { labels, thresholds: vec![] }] {
+            assert!(to_predictions(&[], &kind, RegressionOutput::Sigmoid).is_empty());
+        }
+    }
 }

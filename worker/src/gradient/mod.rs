@@ -1,8 +1,11 @@
-//! What happens to gradients between the backward pass and the optimizer: one reduction over all ranks, which carries
+//! What happens to gradients between the backward pass and the optimizer: one reduction over all shards, which carries
 //! the step's losses and the wish to stop along, and the global norm.
 
 mod norm;
+mod reduction;
 mod tail;
+mod tree;
 
 pub use norm::{clip_scale, global_norm};
+pub use reduction::Reduction;
 pub use tail::{Tail, tail_length};

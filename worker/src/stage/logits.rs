@@ -16,7 +16,7 @@ use bam_cluster::{digest, files};
 use super::publish::{check_model, load};
 use super::train::read_tokens;
 use crate::data::TokenSet;
-use crate::eval::{outputs, share};
+use crate::eval::{deal, outputs};
 use crate::session::Session;
 use crate::shard::{read_logits, write_shard};
 
@@ -122,14 +122,17 @@ fn one_teacher(session: &Session, teacher: &Teacher, set: &TokenSet, progress: &
     let provenance = provenance(session, task, set, &sum)?;
     let model = load(&found, task)?;
     let size = session.world.size();
-    let mine = share(set, session.world.rank(), size);
+    let mine = deal(set, size).swap_remove(session.world.rank());
+    // As if all ranks were as far as this one, until the teacher's end is certain.
+    let (mut done, end) = (progress.done, progress.done + set.len() as u64);
     let raw = outputs(&model, 0, set, &mine, session.recipe.cluster.layout, |n| {
-        progress.done += (n * size) as u64;
-        let done = progress.done.min(progress.total);
+        done = end.min(done + (n * size) as u64);
+        session.activity.progress();
         session.tell(&FromRank::Progress { done, total: progress.total })
     })?;
+    progress.done = end;
     let logits = in_the_tasks_terms(&raw, &found, &task.kind, session.recipe.model.regression_output);
-    let ids: Vec<u64> = mine.iter().map(|&i| set.example_ids[i]).collect();
+    let ids: Vec<u64> = mine.iter().flatten().map(|&i| set.example_ids[i]).collect();
     publish_shards(session, teacher, set, &provenance, &ids, &logits)
 }
 

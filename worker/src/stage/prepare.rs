@@ -28,7 +28,10 @@ pub(super) fn run(session: &Session) -> Result<Outcome> {
         );
         let total = (examples.train.len() + examples.dev.len()) as u64;
         // The launcher's absence is noticed elsewhere.
-        let progress = |done: usize| drop(session.tell(&FromRank::Progress { done: done as u64, total }));
+        let progress = |done: usize| {
+            session.activity.progress();
+            let _ = session.tell(&FromRank::Progress { done: done as u64, total });
+        };
         let max_length = recipe.model.max_length;
         made.extend(prepare_task(task, &examples, &tokenizer, max_length, &vocabulary, &session.run, progress)?);
         if session.control.stop_requested() {

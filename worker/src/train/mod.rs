@@ -76,13 +76,12 @@ fn one_step(
     let (lambda, rate) = (schedule.lambda(step), schedule.learning_rate(step));
     session.activity.step(step);
     session.activity.phase("data");
-    let share = trainer.next_share(session.world.as_ref());
+    let share = trainer.next_share();
     session.activity.phase("forward and backward");
-    let mut tail = trainer.differentiate(&share, lambda);
-    tail.stop = f32::from(u8::from(session.control.stop_requested()));
+    trainer.differentiate(&share, lambda, &session.activity);
     session.faults.reach(Point::Step(step));
     session.activity.phase("reduction");
-    let tail = trainer.reduce(session.world.as_ref(), &tail)?;
+    let tail = trainer.reduce(session.world.as_ref(), session.control.stop_requested())?;
     session.activity.phase("optimizer");
     let norm = trainer.update(session.world.as_ref(), rate)?;
     session.activity.phase("between steps");

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail, ensure};
 use bam_cluster::checkpoint::{Found, State, Store};
-use bam_cluster::comm::Communicator;
-use bam_cluster::config::{Layout, LossReduction};
+use bam_cluster::comm::{Activity, Communicator};
+use bam_cluster::config::{Layout, LossReduction, Reproducible};
 use bam_cluster::digest;
 use bam_cluster::plan::{Draw, Receipt, Sampler, Schedule, TrainStage, slice_by_cost};
 use bam_cluster::protocol::{FromRank, TrainOrder};
@@ -14,7 +14,7 @@ use super::clip;
 use super::data::{Item, TrainTask};
 use super::saver::{FILES, MODEL, OPTIMIZER, Saver};
 use super::step::{Objective, backward};
-use crate::gradient::{Tail, tail_length};
+use crate::gradient::{Reduction, Tail};
 use crate::model::Bert;
 use crate::optim::{Optimizer, spans};
 use crate::session::Session;
@@ -31,7 +31,7 @@ pub struct Trainer {
     sampler: Sampler,
     receipt: Receipt,
     next_step: u64,
-    rank: usize,
+    reduction: Reduction,
     store: Store,
     saver: Saver,
     /// Optimizer steps in the newest checkpoint.
@@ -51,11 +51,14 @@ pub struct Diverged {
     what: String,
 }
 
-/// This rank's share of a global batch: micro-batches of drawn examples.
-pub type Share = Vec<Vec<Draw>>;
+/// One of the parts into which a global batch is cut, whatever rank it is for.
+pub struct Shard {
+    number: usize,
+    micro_batches: Vec<Vec<Draw>>,
+}
 
 impl Trainer {
-    /// A training at step 0. `model` has its first values and room for the tail ([`tail_length`]) of its tasks.
+    /// A training at step 0. `model` has its first values and room for the [tail](Tail) of its tasks.
     pub fn new(session: &Session, stage: TrainStage, tasks: Vec<TrainTask>, model: Bert) -> Self {
         let recipe = &session.recipe;
         let settings = &stage.settings;
@@ -79,7 +82,7 @@ impl Trainer {
             sampler: Sampler::new(stage.seed, &stage.sizes, &stage.mixture.drawing, settings.batch_size),
             receipt: Receipt::empty(),
             next_step: 0,
-            rank: session.world.rank(),
+            reduction: Reduction::new(recipe.reproducible, recipe.virtual_shards, session.world.as_ref()),
             diverged: vec![],
             saver: Saver::new(session, store.clone(), p),
             store,
@@ -129,7 +132,11 @@ impl Trainer {
         let (step, total, size) = (state.step, self.stage.schedule.total_steps, state.world_size);
         let mut message = format!("resumed at step {step} of {total}");
         if size != session.world.size() {
-            message += &format!(" (the checkpoint is of {size} processes: the batches are the same, rounding is not)");
+            let same = match session.recipe.reproducible {
+                Reproducible::Processes => "the batches are the same, rounding is not",
+                Reproducible::WorldSize => "the batches are the same, and so is every bit",
+            };
+            message += &format!(" (the checkpoint is of {size} processes: {same})");
         }
         session.tell(&FromRank::Note { message })
     }
@@ -169,17 +176,20 @@ impl Trainer {
         Ok(())
     }
 
-    /// Draws the next global batch, adds it to the receipt, and gives this rank's share of it in micro-batches.
-    pub fn next_share(&mut self, world: &dyn Communicator) -> Share {
+    /// Draws the next global batch, adds it to the receipt, and gives this rank's shards of it in micro-batches.
+    pub fn next_share(&mut self) -> Vec<Shard> {
         let batch = self.draw();
         let length = |d: &Draw| self.tasks[d.task as usize].set.length(d.example as usize);
         let costs: Vec<u64> = batch.iter().map(|d| length(d) as u64).collect();
-        let mut slices = slice_by_cost(&costs, world.size());
-        let mut mine: Vec<Draw> = slices.swap_remove(world.rank()).into_iter().map(|i| batch[i]).collect();
-        // Like lengths together: the gradient is the same sum, and each micro-batch is cheaper.
-        mine.sort_by_key(length);
-        let size = self.stage.settings.micro_batch_size.unwrap_or(mine.len()).max(1);
-        mine.chunks(size).map(<[Draw]>::to_vec).collect()
+        let slices = slice_by_cost(&costs, self.reduction.shards());
+        let shard = |number: usize| {
+            let mut draws: Vec<Draw> = slices[number].iter().map(|&i| batch[i]).collect();
+            // Like lengths together: the gradient is the same sum, and each micro-batch is cheaper.
+            draws.sort_by_key(length);
+            let size = self.stage.settings.micro_batch_size.unwrap_or(draws.len()).max(1);
+            Shard { number, micro_batches: draws.chunks(size).map(<[Draw]>::to_vec).collect() }
+        };
+        self.reduction.own().map(shard).collect()
     }
 
     fn draw(&mut self) -> Vec<Draw> {
@@ -190,35 +200,43 @@ impl Trainer {
         batch
     }
 
-    /// Gradients and losses of a share, with dropout masks that follow from seed, step, rank and micro-batch.
-    pub fn differentiate(&mut self, share: &Share, lambda: f64) -> Tail {
-        self.model.parameters_mut().zero_gradients();
+    /// Gradients and losses of these shards, with dropout masks that follow from seed, step, shard and micro-batch.
+    pub fn differentiate(&mut self, share: &[Shard], lambda: f64, activity: &Activity) {
         self.diverged.clear();
-        let mut tail = Tail::new(self.tasks.len());
-        for (i, draws) in share.iter().enumerate() {
-            let place = [self.stage.seed, self.next_step, self.rank as u64, i as u64].map(|n| n.to_string());
-            let [seed, step, rank, micro] = &place;
-            tch::manual_seed(digest::seed_u64(&["dropout", seed, step, rank, micro]) as i64);
-            let item = |d: &Draw| self.tasks[d.task as usize].item(d.task as usize, d.example as usize);
-            let items: Vec<Item> = draws.iter().map(item).collect();
-            for i in backward(&self.model, &items, &self.objective, lambda, self.layout, &mut tail) {
-                let (task, example) = (draws[i].task as usize, draws[i].example as usize);
-                self.diverged.push((self.stage.tasks[task].clone(), self.tasks[task].set.example_ids[example]));
+        for shard in share {
+            self.model.parameters_mut().zero_gradients();
+            let mut tail = Tail::new(self.tasks.len());
+            for (i, draws) in shard.micro_batches.iter().enumerate() {
+                activity.progress();
+                let place = [self.stage.seed, self.next_step, shard.number as u64, i as u64].map(|n| n.to_string());
+                let [seed, step, number, micro] = &place;
+                tch::manual_seed(digest::seed_u64(&["dropout", seed, step, number, micro]) as i64);
+                let item = |d: &Draw| self.tasks[d.task as usize].item(d.task as usize, d.example as usize);
+                let items: Vec<Item> = draws.iter().map(item).collect();
+                for i in backward(&self.model, &items, &self.objective, lambda, self.layout, &mut tail) {
+                    let (task, example) = (draws[i].task as usize, draws[i].example as usize);
+                    self.diverged.push((self.stage.tasks[task].clone(), self.tasks[task].set.example_ids[example]));
+                }
             }
+            let n = self.model.parameters().len();
+            let buffer = self.model.parameters_mut().gradients_mut();
+            tail.write(&mut buffer[n..]);
+            self.reduction.take(shard.number, buffer);
         }
-        tail
     }
 
-    /// Sums gradients and tails over all ranks.
+    /// Sums gradients and tails over all shards; any rank may wish to stop.
     ///
     /// # Errors
     /// The collective did not come about.
-    pub fn reduce(&mut self, world: &dyn Communicator, tail: &Tail) -> Result<Tail> {
+    pub fn reduce(&mut self, world: &dyn Communicator, stop: bool) -> Result<Tail> {
         let n = self.model.parameters().len();
         let buffer = self.model.parameters_mut().gradients_mut();
+        let mut tail = Tail::read(&buffer[n..]);
+        tail.stop = f32::from(u8::from(stop));
         tail.write(&mut buffer[n..]);
-        world.all_reduce_sum("gradients", buffer)?;
-        Ok(Tail::read(&buffer[n..n + tail_length(self.tasks.len())]))
+        self.reduction.finish(world, buffer)?;
+        Ok(Tail::read(&buffer[n..]))
     }
 
     /// Clips and updates; returns the norm before clipping.
