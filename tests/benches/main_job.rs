@@ -22,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 const ANSWER_TARGET: Duration = Duration::from_millis(50);
 const DEMO_TARGET: Duration = Duration::from_secs(300);
+/// Of the time that a checkpoint takes for which training may stand still.
+const STALL_TARGET: f64 = 0.1;
 
 fn main() -> ExitCode {
     let mut missed = 0;
@@ -35,12 +37,13 @@ fn main() -> ExitCode {
         target(&format!("bam {}", arguments.join(" ")), answer(arguments), ANSWER_TARGET);
     }
     training();
+    let stalls_too_long = checkpoints() > STALL_TARGET;
     println!("\nThe demo");
     let directory = tempfile::tempdir().unwrap();
     let start = Instant::now();
     run("demo", &directory.path().join("run"), &["-n", "2"]);
     target("bam run configs/demo.yaml -n 2", start.elapsed(), DEMO_TARGET);
-    ExitCode::from(u8::from(missed > 0))
+    ExitCode::from(u8::from(missed > 0 || stalls_too_long))
 }
 
 /// Median time of a command that only answers.
@@ -83,11 +86,6 @@ fn training() {
             setting.samples_a_second.push(samples_a_second(&Run::new(&directory)));
         }
     }
-    let median = |values: &[f64]| {
-        let mut sorted = values.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        sorted[sorted.len() / 2]
-    };
     for setting in &settings {
         // Turn by turn, so that a slow minute of the machine weighs on both sides.
         let turns = setting.samples_a_second.iter().zip(&settings[0].samples_a_second);
@@ -100,6 +98,38 @@ fn training() {
             setting.peak_mib
         );
     }
+}
+
+/// For how long training stands still for a checkpoint that is written beside it, as a share of one that it waits for.
+fn checkpoints() -> f64 {
+    println!("\nA checkpoint of the demo's student ({TURNS} turns, medians)");
+    let (mut beside, mut waiting) = (vec![], vec![]);
+    for _ in 0..TURNS {
+        for (asynchronous, stalls) in [("true", &mut beside), ("false", &mut waiting)] {
+            let directory = tempfile::tempdir().unwrap();
+            let directory = directory.path().join("run");
+            let setting = format!("checkpoint.asynchronous={asynchronous}");
+            let short = ["-o", "mode=multi", "-o", "data.max_train_examples=400", "-o", "train.multi.epochs=1"];
+            let often = ["-n", "1", "-o", "checkpoint.every_steps=10", "-o", &setting];
+            run("demo", &directory, &[&short[..], &often[..]].concat());
+            let log = Run::new(&directory).log("multi");
+            let stall = |line: &str| line.split_once("stood still for ")?.1.strip_suffix(" s")?.parse::<f64>().ok();
+            // The first one makes room for itself.
+            stalls.extend(log.lines().filter_map(stall).skip(1));
+        }
+    }
+    let (beside, waiting) = (median(&beside), median(&waiting));
+    let (share, percent) = (beside / waiting, 100.0 * STALL_TARGET);
+    let verdict = if share <= STALL_TARGET { "within" } else { "MISSES" };
+    println!("training waits for it                 {waiting:>9.3} s");
+    println!("written beside the training           {beside:>9.3} s   × {share:.3}   {verdict} its target of {percent} %");
+    share
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
 }
 
 /// Runs a recipe to its end; returns the largest memory that a rank had in use, in MiB.

@@ -248,7 +248,9 @@ impl Trainer {
         let (values, gradients) = self.model.parameters_mut().values_and_gradients();
         let (scale, norm) = clip(gradients, self.stage.settings.clip_norm);
         if !norm.is_finite() {
-            // The reduced gradient is the same everywhere, so that all ranks come here.
+            // The reduced gradient is the same everywhere, so that all ranks come here, and end together when the
+            // checkpoint that is being written is on disk.
+            self.saver.settle()?;
             let all = world.all_gather("examples that diverged", &serde_json::to_vec(&self.diverged)?)?;
             let all: Vec<Vec<(String, u64)>> =
                 all.iter().map(|b| serde_json::from_slice(b)).collect::<Result<_, _>>()?;
