@@ -62,7 +62,8 @@ pub fn seed_u64(parts: &[&str]) -> u64 {
     u64::from_le_bytes(first)
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// `bytes` as lower-case hexadecimal text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -1,8 +1,6 @@
 //! A rank's end of the control channel: orders in, events and heartbeats out, and the watchdog that ends a rank which
 //! is stuck in a collective or has lost its launcher.
 
-use std::io::BufReader;
-use std::net::TcpStream;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -13,34 +11,31 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bam_cluster::comm::Activity;
 use bam_cluster::exit_code;
-use bam_cluster::protocol::{self, ControlFile, Failure, FromRank, Heartbeat, Hello, ToRank};
+use bam_cluster::protocol::{ControlFile, Failure, FromRank, Heartbeat, Hello, ToRank, channel};
 
 use crate::comm::MpiWorld;
 
 /// The connection to the launcher. Clones share it.
 #[derive(Clone)]
 pub struct Control {
-    writer: Arc<Mutex<TcpStream>>,
+    sender: Arc<Mutex<channel::Sender>>,
     stop: Arc<AtomicBool>,
     over: Arc<AtomicBool>,
 }
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 
 impl Control {
     /// Connects, says who this rank is and begins to listen. Orders come out of the receiver.
     ///
     /// # Errors
-    /// The launcher cannot be reached.
+    /// The launcher cannot be reached, or whoever answers is not the launcher.
     pub fn connect(file: &ControlFile, rank: usize, world_size: usize) -> Result<(Control, Receiver<ToRank>)> {
-        let unreachable = || format!("the launcher cannot be reached at {}", file.address);
-        let stream = TcpStream::connect_timeout(&file.address, CONNECT_TIMEOUT).with_context(unreachable)?;
-        stream.set_nodelay(true).with_context(unreachable)?;
-        let reader = BufReader::new(stream.try_clone().with_context(unreachable)?);
-        let control = Control { writer: Arc::new(Mutex::new(stream)), stop: Arc::default(), over: Arc::default() };
+        let (sender, receiver) = channel::connect(&file.addresses, &file.secret, CONNECT_WITHIN)
+            .context("the launcher cannot be reached")?;
+        let control = Control { sender: Arc::new(Mutex::new(sender)), stop: Arc::default(), over: Arc::default() };
         control.send(&FromRank::Hello(Hello {
-            secret: file.secret.clone(),
             incarnation: file.incarnation,
             rank,
             world_size,
@@ -49,7 +44,7 @@ impl Control {
         }))?;
         let (orders, received) = mpsc::channel();
         let listener = control.clone();
-        thread::spawn(move || listener.listen(reader, &orders));
+        thread::spawn(move || listener.listen(receiver, &orders));
         Ok((control, received))
     }
 
@@ -58,8 +53,8 @@ impl Control {
     /// # Errors
     /// The launcher is gone.
     pub fn send(&self, message: &FromRank) -> Result<()> {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        protocol::send(&mut *writer, message).context("the launcher is gone")
+        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        sender.send(message).context("the launcher is gone")
     }
 
     /// Whether the launcher wants a stop at the next step.
@@ -106,8 +101,8 @@ impl Control {
         MpiWorld::abort(exit_code)
     }
 
-    fn listen(&self, mut reader: BufReader<TcpStream>, orders: &Sender<ToRank>) {
-        while let Ok(Some(order)) = protocol::receive::<ToRank>(&mut reader) {
+    fn listen(&self, mut receiver: channel::Receiver, orders: &Sender<ToRank>) {
+        while let Ok(Some(order)) = receiver.receive::<ToRank>() {
             if order == ToRank::Stop {
                 self.stop.store(true, Ordering::Relaxed);
             }

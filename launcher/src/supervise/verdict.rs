@@ -189,14 +189,7 @@ mod tests {
     fn evidence() -> Evidence {
         let mut evidence = Evidence::new(2, 300 * SECOND);
         for rank in 0..2 {
-            let hello = Hello {
-                secret: String::new(),
-                incarnation: 1,
-                rank,
-                world_size: 2,
-                host: "n1".into(),
-                pid: 40 + rank as u32,
-            };
+            let hello = Hello { incarnation: 1, rank, world_size: 2, host: "n1".into(), pid: 40 + rank as u32 };
             evidence.join(&hello, SECOND).unwrap();
             beat(&mut evidence, rank, "backward", None, 5);
         }
@@ -358,7 +351,7 @@ mod tests {
     fn a_rank_that_never_comes_or_does_not_belong_is_named() {
         let mut e = Evidence::new(2, SECOND);
         assert!(sentence(&e, 121 * SECOND).starts_with("rank 0 did not connect within 120 s"));
-        let hello = Hello { secret: String::new(), incarnation: 1, rank: 0, world_size: 1, host: "n1".into(), pid: 7 };
+        let hello = Hello { incarnation: 1, rank: 0, world_size: 1, host: "n1".into(), pid: 7 };
         e.join(&hello, SECOND).unwrap_err();
         assert!(sentence(&e, SECOND).contains("rank 0 of 1, but 2 ranks were started"));
     }
