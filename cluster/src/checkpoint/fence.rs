@@ -20,7 +20,7 @@ impl Fence {
     /// The number cannot be read or written.
     pub fn advance(run: &RunDir) -> Result<Fence, CheckpointError> {
         let mut fence = Fence { path: run.incarnation(), own: 0 };
-        fence.own = fence.current()? + 1;
+        fence.own = fence.current()?.checked_add(1).ok_or_else(|| fence.no_number())?;
         let io = |source| CheckpointError::Io { path: fence.path.clone(), source };
         files::write_atomically(&fence.path, format!("{}\n", fence.own).as_bytes()).map_err(io)?;
         Ok(fence)
@@ -52,9 +52,11 @@ impl Fence {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
             Err(e) => return Err(io(e)),
         };
-        text.trim().parse().map_err(|_| CheckpointError::Damaged {
-            path: self.path.clone(),
-            problem: "is not a number; write the number of starts so far into it".to_owned(),
-        })
+        text.trim().parse().map_err(|_| self.no_number())
+    }
+
+    fn no_number(&self) -> CheckpointError {
+        let problem = "is not a number of starts; write the number of starts so far into it".to_owned();
+        CheckpointError::Damaged { path: self.path.clone(), problem }
     }
 }

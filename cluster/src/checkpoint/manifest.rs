@@ -1,6 +1,6 @@
 //! The manifest of a directory: which files it holds, how long they are and their sums. A reader trusts nothing else.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
@@ -63,6 +63,9 @@ impl Manifest {
             return Err(format!("format version {} is not known here", manifest.format_version));
         }
         for entry in &manifest.files {
+            if Path::new(&entry.name).file_name() != Some(entry.name.as_ref()) {
+                return Err("its manifest names a file outside its own directory".to_owned());
+            }
             let path = directory.join(&entry.name);
             let bytes = path.metadata().map_err(|e| format!("{}: {e}", entry.name))?.len();
             if bytes != entry.bytes {
@@ -72,6 +75,20 @@ impl Manifest {
                 return Err(format!("{} is damaged: its SHA-256 is not that of the manifest", entry.name));
             }
         }
+        manifest.check_nothing_else_is_in(directory)?;
         Ok(manifest)
+    }
+
+    /// Refuses a file that nobody vouches for. Hidden ones are those of file systems and of unfinished writes.
+    fn check_nothing_else_is_in(&self, directory: &Path) -> Result<(), String> {
+        let entries = fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        for entry in entries.map_err(|e| e.to_string())? {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_known = name == Self::NAME || name.starts_with('.') || self.files.iter().any(|f| f.name == name);
+            if !is_known {
+                return Err(format!("{name} is not named by its manifest"));
+            }
+        }
+        Ok(())
     }
 }
