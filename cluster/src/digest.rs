@@ -28,7 +28,7 @@ pub fn of_json<T: Serialize>(value: &T) -> String {
 pub fn of_file(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0u8; 1 << 20];
+    let mut buffer = vec![0u8; 1 << 16];
     loop {
         let n = file.read(&mut buffer)?;
         if n == 0 {
@@ -62,7 +62,8 @@ pub fn seed_u64(parts: &[&str]) -> u64 {
     u64::from_le_bytes(first)
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// `bytes` as lower-case hexadecimal text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -267,7 +267,7 @@ fn check_safetensors(path: &Path) -> Result<(), EncoderError> {
     let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&header).map_err(|_| cut())?;
     let end = |tensor: &serde_json::Value| tensor.get("data_offsets")?.get(1)?.as_u64();
     let data = header.values().filter_map(end).max().unwrap_or(0);
-    if length == 8 + header_length + data { Ok(()) } else { Err(cut()) }
+    if (8 + header_length).checked_add(data) == Some(length) { Ok(()) } else { Err(cut()) }
 }
 
 #[cfg(test)]

@@ -122,7 +122,9 @@ fn checkpoints() -> f64 {
     let (share, percent) = (beside / waiting, 100.0 * STALL_TARGET);
     let verdict = if share <= STALL_TARGET { "within" } else { "MISSES" };
     println!("training waits for it                 {waiting:>9.3} s");
-    println!("written beside the training           {beside:>9.3} s   × {share:.3}   {verdict} its target of {percent} %");
+    println!(
+        "written beside the training           {beside:>9.3} s   × {share:.3}   {verdict} its target of {percent} %"
+    );
     share
 }
 

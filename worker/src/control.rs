@@ -2,8 +2,7 @@
 //! is stuck in a collective or has lost its launcher.
 
 use std::fs;
-use std::io::{self, BufReader};
-use std::net::TcpStream;
+use std::io;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -14,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bam_cluster::comm::Activity;
 use bam_cluster::exit_code;
-use bam_cluster::protocol::{self, ControlFile, Failure, FromRank, Heartbeat, Hello, LastCollective, ToRank};
+use bam_cluster::protocol::{ControlFile, Failure, FromRank, Heartbeat, Hello, LastCollective, ToRank, channel};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
@@ -23,7 +22,7 @@ use crate::comm::MpiWorld;
 /// The connection to the launcher. Clones share it.
 #[derive(Clone)]
 pub struct Control {
-    writer: Arc<Mutex<TcpStream>>,
+    sender: Arc<Mutex<channel::Sender>>,
     stop: Arc<AtomicBool>,
     over: Arc<AtomicBool>,
 }
@@ -31,21 +30,18 @@ pub struct Control {
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long after the deadline a rank that the launcher has not ended ends itself.
 const LAST_WORD: Duration = Duration::from_secs(10);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 
 impl Control {
     /// Connects, says who this rank is and begins to listen. Orders come out of the receiver.
     ///
     /// # Errors
-    /// The launcher cannot be reached.
+    /// The launcher cannot be reached, or whoever answers is not the launcher.
     pub fn connect(file: &ControlFile, rank: usize, world_size: usize) -> Result<(Control, Receiver<ToRank>)> {
-        let unreachable = || format!("the launcher cannot be reached at {}", file.address);
-        let stream = TcpStream::connect_timeout(&file.address, CONNECT_TIMEOUT).with_context(unreachable)?;
-        stream.set_nodelay(true).with_context(unreachable)?;
-        let reader = BufReader::new(stream.try_clone().with_context(unreachable)?);
-        let control = Control { writer: Arc::new(Mutex::new(stream)), stop: Arc::default(), over: Arc::default() };
+        let (sender, receiver) = channel::connect(&file.addresses, &file.secret, CONNECT_WITHIN)
+            .context("the launcher cannot be reached")?;
+        let control = Control { sender: Arc::new(Mutex::new(sender)), stop: Arc::default(), over: Arc::default() };
         control.send(&FromRank::Hello(Hello {
-            secret: file.secret.clone(),
             incarnation: file.incarnation,
             rank,
             world_size,
@@ -55,7 +51,7 @@ impl Control {
         }))?;
         let (orders, received) = mpsc::channel();
         let listener = control.clone();
-        thread::spawn(move || listener.listen(reader, &orders));
+        thread::spawn(move || listener.listen(receiver, &orders));
         Ok((control, received))
     }
 
@@ -64,8 +60,8 @@ impl Control {
     /// # Errors
     /// The launcher is gone.
     pub fn send(&self, message: &FromRank) -> Result<()> {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        protocol::send(&mut *writer, message).context("the launcher is gone")
+        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        sender.send(message).context("the launcher is gone")
     }
 
     /// Whether the launcher wants a stop at the next step.
@@ -127,8 +123,8 @@ impl Control {
         MpiWorld::abort(exit_code)
     }
 
-    fn listen(&self, mut reader: BufReader<TcpStream>, orders: &Sender<ToRank>) {
-        while let Ok(Some(order)) = protocol::receive::<ToRank>(&mut reader) {
+    fn listen(&self, mut receiver: channel::Receiver, orders: &Sender<ToRank>) {
+        while let Ok(Some(order)) = receiver.receive::<ToRank>() {
             if order == ToRank::Stop {
                 self.stop.store(true, Ordering::Relaxed);
             }

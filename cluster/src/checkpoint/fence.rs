@@ -1,6 +1,6 @@
 //! Incarnations: each start of a stage has a number, and only the newest may commit.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
 use crate::files;
@@ -23,7 +23,7 @@ impl Fence {
         // The run counts, not the stage: a number that was once given is never given again, even if the stage's
         // directory is removed to make it anew.
         let counter = run.incarnation();
-        let own = read(&counter)? + 1;
+        let own = read(&counter)?.checked_add(1).ok_or_else(|| no_number(&counter))?;
         let fence = Fence::of(run, stage, own);
         for path in [counter, fence.path.clone()] {
             files::write_atomically(&path, format!("{own}\n").as_bytes())
@@ -53,14 +53,16 @@ impl Fence {
 }
 
 /// The number in a file; 0 if there is none.
-fn read(path: &PathBuf) -> Result<u64, CheckpointError> {
+fn read(path: &Path) -> Result<u64, CheckpointError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-        Err(source) => return Err(CheckpointError::Io { path: path.clone(), source }),
+        Err(source) => return Err(CheckpointError::Io { path: path.to_owned(), source }),
     };
-    text.trim().parse().map_err(|_| CheckpointError::Damaged {
-        path: path.clone(),
-        problem: "is not a number; write the number of starts so far into it".to_owned(),
-    })
+    text.trim().parse().map_err(|_| no_number(path))
+}
+
+fn no_number(path: &Path) -> CheckpointError {
+    let problem = "is not a number of starts; write the number of starts so far into it".to_owned();
+    CheckpointError::Damaged { path: path.to_owned(), problem }
 }

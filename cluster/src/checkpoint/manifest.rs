@@ -69,6 +69,9 @@ impl Manifest {
             return Err(format!("its manifest does not name {missing}"));
         }
         for entry in &manifest.files {
+            if Path::new(&entry.name).file_name() != Some(entry.name.as_ref()) {
+                return Err("its manifest names a file outside its own directory".to_owned());
+            }
             let path = directory.join(&entry.name);
             let bytes = path.metadata().map_err(|e| format!("{}: {e}", entry.name))?.len();
             if bytes != entry.bytes {

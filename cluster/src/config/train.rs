@@ -78,6 +78,12 @@ pub struct Search {
 }
 
 impl TrainSettings {
+    /// How many trainings the search asks for.
+    pub fn combinations(&self) -> u64 {
+        let lengths = self.search.iter().flat_map(|s| [s.learning_rate.len(), s.layerwise_decay.len()]);
+        lengths.fold(1, |product, n| product.saturating_mul(n.max(1) as u64))
+    }
+
     /// The settings of every training that the search asks for; these alone without a search.
     pub fn candidates(&self) -> Vec<TrainSettings> {
         let Some(search) = &self.search else { return vec![self.clone()] };

@@ -10,6 +10,15 @@ use crate::task::GLUE_NAMES;
 
 type Checked = Result<(), ConfigError>;
 
+/// Trainings of one task in a run.
+const MOST_TRAININGS: u64 = 10_000;
+/// Epochs of one training.
+const MOST_EPOCHS: u64 = 1_000_000;
+/// Examples in a batch.
+const LARGEST_BATCH: usize = 1 << 24;
+/// Ranks of a stage.
+const MOST_PROCESSES: usize = 1 << 16;
+
 /// Refuses what cannot work.
 pub(super) fn validate(recipe: &Recipe) -> Checked {
     check_name("name", &recipe.name)?;
@@ -20,6 +29,7 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
     }
     check_tasks(recipe)?;
     check_virtual_shards(recipe)?;
+    check_proportions(recipe)?;
     for (breadth, key) in [(Breadth::Single, "train.single"), (Breadth::Multi, "train.multi")] {
         if recipe.mode.trains(breadth) {
             for settings in recipe.train.of(breadth).candidates() {
@@ -39,11 +49,11 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
         check_training(recipe, "train.fine_tune", settings)?;
     }
     check_distill(recipe)?;
-    require(recipe.trials > 0, "trials", "must be at least 1")?;
     require((0.0..=1.0).contains(&recipe.sampling.exponent), "sampling.exponent", "must lie between 0 and 1")?;
     require(recipe.checkpoint.every_steps > 0, "checkpoint.every_steps", "must be at least 1")?;
     require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be at least 1")?;
-    require(recipe.cluster.processes > 0, "cluster.processes", "must be at least 1")?;
+    let processes = recipe.cluster.processes;
+    require((1..=MOST_PROCESSES).contains(&processes), "cluster.processes", "must be at least 1 and at most 65536")?;
     let single = recipe.cluster.single_processes;
     let fits = single.is_none_or(|n| (1..=recipe.cluster.processes).contains(&n));
     require(fits, "cluster.single_processes", "must be at least 1 and at most cluster.processes")?;
@@ -144,15 +154,19 @@ fn check_own(key: &str, own: &OwnTask) -> Checked {
                 return problem("labels", "a label is named twice");
             }
             let cuts = &own.thresholds;
-            if !cuts.is_empty() && (cuts.len() + 1 != own.labels.len() || !cuts.is_sorted_by(|a, b| a < b)) {
-                return problem("thresholds", "must ascend and be one fewer than the labels");
+            if !cuts.is_empty()
+                && (cuts.len() + 1 != own.labels.len()
+                    || !cuts.is_sorted_by(|a, b| a < b)
+                    || !cuts.iter().all(|c| c.is_finite()))
+            {
+                return problem("thresholds", "must be finite, ascend and be one fewer than the labels");
             }
         }
         TaskType::Regression => {
             if !own.labels.is_empty() || !own.thresholds.is_empty() {
                 return problem("labels", "labels and thresholds are for classification");
             }
-            if !own.range.is_some_and(|[min, max]| min < max && min.is_finite() && max.is_finite()) {
+            if !own.range.is_some_and(|[min, max]| min < max && (max - min).is_finite()) {
                 return problem("range", "regression needs the smallest and the largest score: range: [0, 5]");
             }
         }
@@ -165,8 +179,9 @@ fn check_own(key: &str, own: &OwnTask) -> Checked {
 
 fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Checked {
     let at = |field: &str| format!("{key}.{field}");
-    require(settings.epochs > 0, &at("epochs"), "must be at least 1")?;
-    require(settings.batch_size > 0, &at("batch_size"), "must be at least 1")?;
+    require((1..=MOST_EPOCHS).contains(&settings.epochs), &at("epochs"), "must be at least 1 and at most a million")?;
+    let batches = 1..=LARGEST_BATCH;
+    require(batches.contains(&settings.batch_size), &at("batch_size"), "must be at least 1 and at most 16777216")?;
     require(settings.micro_batch_size != Some(0), &at("micro_batch_size"), "must be at least 1, or left out")?;
     let (n, parts, way_out) = match recipe.reproducible {
         Reproducible::Processes => {
@@ -184,6 +199,8 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
     let positive = |v: f64| v > 0.0 && v.is_finite();
     require(positive(settings.learning_rate), &at("learning_rate"), "must be above 0")?;
     require(settings.rate_batch_size > 0, &at("rate_batch_size"), "must be at least 1")?;
+    let scaled = "must not vanish or become infinite with rate_scaling";
+    require(positive(settings.peak_rate()), &at("learning_rate"), scaled)?;
     require(positive(settings.clip_norm), &at("clip_norm"), "must be above 0")?;
     require((0.0..1.0).contains(&settings.warmup), &at("warmup"), "is a share of the steps: at least 0 and below 1")?;
     require((0.0..1.0).contains(&settings.weight_decay), &at("weight_decay"), "must be at least 0 and below 1")?;
@@ -206,10 +223,22 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
     }
 }
 
+/// Refuses what would fill the memory before the first stage starts; most likely a slip of the finger.
+fn check_proportions(recipe: &Recipe) -> Checked {
+    require(recipe.trials > 0, "trials", "must be at least 1")?;
+    require(recipe.distill.ensemble > 0, "distill.ensemble", "must be at least 1")?;
+    let combinations = recipe.train.single.combinations();
+    let trainings = recipe.trials.saturating_mul(recipe.distill.ensemble as u64).saturating_mul(combinations);
+    let problem = format!(
+        "with distill.ensemble and train.single.search this is {trainings} trainings of one task; at most \
+         {MOST_TRAININGS} can be planned"
+    );
+    require(trainings <= MOST_TRAININGS, "trials", &problem)
+}
+
 fn check_distill(recipe: &Recipe) -> Checked {
     let temperature = recipe.distill.temperature;
     require(temperature > 0.0 && temperature.is_finite(), "distill.temperature", "must be above 0")?;
-    require(recipe.distill.ensemble > 0, "distill.ensemble", "must be at least 1")?;
     let known: Vec<&str> = recipe.data.tasks.iter().map(TaskEntry::name).collect();
     for (task, given) in &recipe.distill.teachers {
         let key = format!("distill.teachers.{task}");

@@ -1,24 +1,30 @@
-//! Everything that launcher and workers say to one another: JSON, one message a line, over TCP. Whole, in one place.
+//! Everything that launcher and workers say to one another: JSON, one message a line, over an authenticated TCP
+//! [`channel`]. Whole, in one place.
 //!
-//! Each rank connects and says [`FromRank::Hello`] with the secret. Rank 0 gets [`ToRank`] orders and answers with
-//! events; every rank sends heartbeats from a thread of its own.
+//! Each rank connects, proves that it knows the secret and says [`FromRank::Hello`]. Rank 0 gets [`ToRank`] orders and
+//! answers with events; every rank sends heartbeats from a thread of its own.
+
+pub mod channel;
+mod reach;
+mod secret;
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 
+pub use reach::Reach;
+pub use secret::Secret;
+
 /// How ranks find the launcher. Written with mode 0600, so that the secret is on no command line.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ControlFile {
-    /// Where the launcher listens.
-    pub address: SocketAddr,
-    /// What a rank has to say first.
-    pub secret: String,
+    /// Where the launcher listens, the likeliest first.
+    pub addresses: Vec<SocketAddr>,
+    /// What both sides prove to know and never say.
+    pub secret: Secret,
     /// Which start of this run it is.
     pub incarnation: u64,
 }
@@ -66,8 +72,6 @@ pub enum FromRank {
 /// Who a rank is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
-    /// From the control file.
-    pub secret: String,
     /// From the control file.
     pub incarnation: u64,
     /// As MPI numbers it.
@@ -211,65 +215,4 @@ pub struct TrainOrder {
     pub lambda_last: f64,
     /// Numbers of completed steps at which a checkpoint is committed.
     pub commit_at: Vec<u64>,
-}
-
-/// Writes one message.
-///
-/// # Errors
-/// The connection is gone.
-pub fn send<T: Serialize>(writer: &mut impl Write, message: &T) -> io::Result<()> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    writer.write_all(&line)?;
-    writer.flush()
-}
-
-/// No message of ours comes near this; whoever sends more is a stranger.
-const LONGEST_LINE: u64 = 1 << 22;
-
-/// Reads one message; `None` at the end of the connection.
-///
-/// # Errors
-/// The connection broke, or what came is no message.
-pub fn receive<T: DeserializeOwned>(reader: &mut impl BufRead) -> io::Result<Option<T>> {
-    let mut line = Vec::new();
-    let mut limited = io::Read::take(&mut *reader, LONGEST_LINE);
-    if limited.read_until(b'\n', &mut line)? == 0 {
-        return Ok(None);
-    }
-    Ok(Some(serde_json::from_slice(&line)?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_survive_the_wire() {
-        let messages = [
-            FromRank::Heartbeat(Heartbeat {
-                phase: "train".into(),
-                step: Some(7),
-                collective: Some(LastCollective { name: "gradients".into(), sequence: 9, waiting: Some(0.5) }),
-                idle: 0.5,
-                memory: None,
-            }),
-            FromRank::Done(Outcome::Finished { outputs: BTreeMap::from([("model".into(), "ab".into())]) }),
-            FromRank::Done(Outcome::Stopped { step: 3 }),
-        ];
-        let mut wire = Vec::new();
-        for m in &messages {
-            send(&mut wire, m).unwrap();
-        }
-        let mut reader = wire.as_slice();
-        for m in &messages {
-            assert_eq!(receive::<FromRank>(&mut reader).unwrap().as_ref(), Some(m));
-        }
-        assert_eq!(receive::<FromRank>(&mut reader).unwrap(), None);
-    }
-
-    #[test]
-    fn a_stranger_is_an_error_and_no_panic() {
-        assert!(receive::<FromRank>(&mut b"GET / HTTP/1.1\r\n".as_slice()).is_err());
-    }
 }

@@ -1,8 +1,9 @@
-//! The control server: lets this start's ranks in by their secret, keeps strangers out, passes on what is said.
+//! The control server: lets this start's ranks in once they have proved themselves, keeps strangers out, passes on what
+//! is said.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,35 +12,60 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
-use bam_cluster::protocol::{self, ControlFile, FromRank, Hello};
+use bam_cluster::protocol::channel::{self, ChannelError, Receiver};
+use bam_cluster::protocol::{ControlFile, FromRank, Hello, Reach, Secret};
 
 use super::event::{ConnectionId, Event};
+use super::lobby::{Lobby, Seat};
 
-/// How long somebody who connected may take to say hello.
+/// How long somebody who connected may take to prove himself and to say hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// How long an order may wait for a rank that does not read.
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
+/// How many strangers may keep a connection (and a thread) waiting, besides as many as there are ranks.
+const STRANGERS: usize = 64;
+/// Out of file descriptors, most likely; some come back.
+const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
+/// It is this host's own address, so that it answers at once or is too busy to need waking.
+const WAKE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Listens for as long as it lives; the file by which ranks find it is there for as long, too.
 #[derive(Debug)]
 pub struct ControlServer {
-    address: SocketAddr,
+    own_address: Option<SocketAddr>,
     file: PathBuf,
     closing: Arc<AtomicBool>,
+    lobby: Arc<Lobby>,
+}
+
+/// What every connection is measured by and where it leads.
+struct Door {
+    admission: ControlFile,
+    events: Sender<Event>,
+    closing: Arc<AtomicBool>,
+    lobby: Arc<Lobby>,
 }
 
 impl ControlServer {
-    /// Listens on this host and says in `file` how to get in. What happens goes to `events`.
+    /// Listens for `ranks` ranks, which are where `reach` says, and says in `file` how to get in. What happens goes to
+    /// `events`.
     ///
     /// # Errors
     /// No port, no randomness, or the file cannot be written.
-    pub fn open(file: PathBuf, incarnation: u64, events: Sender<Event>) -> io::Result<ControlServer> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let admission = ControlFile { address: listener.local_addr()?, secret: secret()?, incarnation };
+    pub fn open(
+        file: PathBuf,
+        incarnation: u64,
+        reach: Reach,
+        ranks: usize,
+        events: Sender<Event>,
+    ) -> io::Result<ControlServer> {
+        let (listener, addresses) = reach.listen()?;
+        let own_address = addresses.last().copied();
+        let admission = ControlFile { addresses, secret: Secret::random()?, incarnation };
         write_privately(&file, &admission)?;
-        let closing = Arc::new(AtomicBool::new(false));
-        let server = ControlServer { address: admission.address, file, closing: closing.clone() };
-        thread::spawn(move || accept(&listener, &admission, &events, &closing));
+        let (closing, lobby) = (Arc::new(AtomicBool::new(false)), Lobby::new(STRANGERS + ranks));
+        let server = ControlServer { own_address, file, closing: closing.clone(), lobby: lobby.clone() };
+        thread::spawn(move || accept(&listener, Arc::new(Door { admission, events, closing, lobby })));
         Ok(server)
     }
 }
@@ -48,81 +74,88 @@ impl Drop for ControlServer {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.file);
         self.closing.store(true, Ordering::SeqCst);
+        self.lobby.clear();
         // Wakes the thread that waits for connections.
-        let _ = TcpStream::connect(self.address);
+        if let Some(address) = self.own_address {
+            let _ = TcpStream::connect_timeout(&address, WAKE_WITHIN);
+        }
     }
 }
 
-fn accept(listener: &TcpListener, admission: &ControlFile, events: &Sender<Event>, closing: &AtomicBool) {
-    let admission = Arc::new(admission.clone());
+fn accept(listener: &TcpListener, door: Arc<Door>) {
     let mut connection: ConnectionId = 0;
     loop {
-        let Ok((stream, from)) = listener.accept() else {
-            // Out of file descriptors, most likely; some may come back.
-            thread::sleep(Duration::from_millis(100));
-            continue;
-        };
-        if closing.load(Ordering::SeqCst) {
+        let accepted = listener.accept();
+        if door.closing.load(Ordering::SeqCst) {
             return;
         }
+        let Ok((stream, from)) = accepted else {
+            door.lobby.make_room();
+            thread::sleep(AFTER_FAILED_ACCEPT);
+            continue;
+        };
         connection += 1;
-        let (admission, events) = (admission.clone(), events.clone());
-        // A thread for each, so that one who says nothing keeps nobody waiting.
-        thread::spawn(move || serve(stream, from, connection, &admission, &events));
+        let stream = Arc::new(stream);
+        let seat = door.lobby.enter(connection, stream.clone());
+        let guest = Guest { stream, from: SocketAddr::new(from.ip().to_canonical(), from.port()), connection };
+        let door = door.clone();
+        // A thread for each, so that one who says nothing keeps nobody waiting. Where no more threads are to be had, the
+        // connection is closed and its rank comes again.
+        let _ = thread::Builder::new().spawn(move || serve(guest, seat, &door));
     }
+}
+
+/// Somebody who connected.
+struct Guest {
+    stream: Arc<TcpStream>,
+    from: SocketAddr,
+    connection: ConnectionId,
 }
 
 /// One connection from hello to end. A dispatcher that is gone needs no events, so that failed sends are no matter.
-fn serve(
-    stream: TcpStream,
-    from: SocketAddr,
-    connection: ConnectionId,
-    admission: &ControlFile,
-    events: &Sender<Event>,
-) {
-    let (mut reader, hello, stream) = match admit(stream, admission) {
+fn serve(guest: Guest, seat: Seat, door: &Door) {
+    let Guest { stream, from, connection } = guest;
+    let refused = |reason| drop(door.events.send(Event::Refused { from, reason }));
+    let (sender, mut receiver, hello) = match admit(&stream, seat, &door.admission) {
         Ok(admitted) => admitted,
-        Err(reason) => return drop(events.send(Event::Refused { from, reason })),
+        Err(reason) => return refused(reason),
     };
-    let _ = events.send(Event::Joined { connection, hello, stream });
-    while let Ok(Some(message)) = protocol::receive::<FromRank>(&mut reader) {
-        let _ = events.send(Event::Said { connection, message });
+    let _ = door.events.send(Event::Joined { connection, hello, sender });
+    loop {
+        match receiver.receive::<FromRank>() {
+            Ok(Some(message)) => drop(door.events.send(Event::Said { connection, message })),
+            // mpirun says better why a rank is gone.
+            Ok(None) | Err(ChannelError::Io(_)) => break,
+            Err(e) => {
+                refused(e.to_string());
+                break;
+            }
+        }
     }
-    let _ = events.send(Event::Left { connection });
+    let _ = door.events.send(Event::Left { connection });
 }
 
-type Admitted = (BufReader<TcpStream>, Hello, TcpStream);
+type Admitted = (channel::Sender, Receiver, Hello);
 
-fn admit(stream: TcpStream, admission: &ControlFile) -> Result<Admitted, String> {
-    let io = |e: io::Error| e.to_string();
-    stream.set_nodelay(true).map_err(io)?;
-    stream.set_read_timeout(Some(HELLO_WITHIN)).map_err(io)?;
-    stream.set_write_timeout(Some(WRITE_WITHIN)).map_err(io)?;
-    let mut reader = BufReader::new(stream.try_clone().map_err(io)?);
-    let hello = match protocol::receive::<FromRank>(&mut reader) {
+fn admit(stream: &Arc<TcpStream>, seat: Seat, admission: &ControlFile) -> Result<Admitted, String> {
+    stream.set_write_timeout(Some(WRITE_WITHIN)).map_err(|e| e.to_string())?;
+    let proven = channel::accept(stream, &admission.secret, HELLO_WITHIN);
+    // Before the rank hears that it is in: one that was pushed out has to know that it must come again.
+    if !seat.leave() {
+        return Err("it had not proved itself when too many others came".to_owned());
+    }
+    let (sender, mut receiver) = proven.and_then(channel::Proven::confirm).map_err(|e| e.to_string())?;
+    let hello = match receiver.receive() {
         Ok(Some(FromRank::Hello(hello))) => hello,
         Ok(Some(_)) => return Err("it did not say hello first".to_owned()),
         Ok(None) => return Err("it left without a word".to_owned()),
-        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-            return Err(format!("it said nothing for {HELLO_WITHIN:?}"));
-        }
-        Err(_) => return Err("what it said is no message of a rank".to_owned()),
+        Err(e) => return Err(e.to_string()),
     };
-    if hello.secret != admission.secret {
-        return Err("it does not know the secret of this start".to_owned());
-    }
     if hello.incarnation != admission.incarnation {
         return Err(format!("it belongs to start {}, this is start {}", hello.incarnation, admission.incarnation));
     }
-    stream.set_read_timeout(None).map_err(io)?;
-    Ok((reader, hello, stream))
-}
-
-/// 32 hexadecimal digits that nobody can guess.
-fn secret() -> io::Result<String> {
-    let mut bytes = [0u8; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    receiver.wait(None);
+    Ok((sender, receiver, hello))
 }
 
 /// Writes the file so that it is never readable by others and never half there.
@@ -138,26 +171,39 @@ fn write_privately(path: &Path, admission: &ControlFile) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::os::unix::fs::PermissionsExt;
-    use std::sync::mpsc::{self, Receiver};
+    use std::sync::mpsc::{self, Receiver as Events};
+    use std::time::Instant;
 
-    fn server(dir: &Path) -> (ControlServer, ControlFile, Receiver<Event>) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+    fn server(dir: &Path) -> (ControlServer, ControlFile, Events<Event>) {
         let (sender, events) = mpsc::channel();
         let path = dir.join("control.json");
-        let server = ControlServer::open(path.clone(), 3, sender).unwrap();
+        let server = ControlServer::open(path.clone(), 3, Reach::ThisHost, 2, sender).unwrap();
         let admission = bam_cluster::files::read_json(&path).unwrap().unwrap();
         (server, admission, events)
     }
 
-    fn hello(admission: &ControlFile) -> Hello {
-        let (secret, incarnation) = (admission.secret.clone(), admission.incarnation);
-        Hello { secret, incarnation, rank: 1, world_size: 2, host: "h".into(), pid: 7, device: "cpu".into() }
+    fn hello(incarnation: u64) -> FromRank {
+        let (host, device) = ("h".into(), "cpu".into());
+        FromRank::Hello(Hello { incarnation, rank: 1, world_size: 2, host, pid: 7, device })
     }
 
-    fn say(admission: &ControlFile, hello: Hello) -> TcpStream {
-        let mut stream = TcpStream::connect(admission.address).unwrap();
-        protocol::send(&mut stream, &FromRank::Hello(hello)).unwrap();
-        stream
+    fn join(admission: &ControlFile) -> (channel::Sender, Receiver) {
+        channel::connect(&admission.addresses, &admission.secret, Duration::from_secs(10)).unwrap()
+    }
+
+    fn knock(admission: &ControlFile) -> TcpStream {
+        TcpStream::connect(admission.addresses[0]).unwrap()
+    }
+
+    fn refusal(events: &Events<Event>) -> String {
+        match events.recv_timeout(Duration::from_secs(5)).unwrap() {
+            Event::Refused { reason, .. } => reason,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -166,22 +212,30 @@ mod tests {
         let (server, admission, _events) = server(dir.path());
         let path = dir.path().join("control.json");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(admission.secret.len(), 32);
+        assert!(admission.addresses.iter().all(|a| a.ip().is_loopback()));
+        let mut waiting = knock(&admission);
         drop(server);
         assert!(!path.exists());
+        waiting.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let end = waiting.read(&mut [0]);
+        assert!(end.as_ref().is_ok_and(|n| *n == 0) || end.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset));
     }
 
     #[test]
     fn a_rank_is_heard_past_silent_and_garbled_strangers() {
         let dir = tempfile::tempdir().unwrap();
         let (_server, admission, events) = server(dir.path());
-        let _silent = TcpStream::connect(admission.address).unwrap();
-        let mut garbled = TcpStream::connect(admission.address).unwrap();
+        let _silent = knock(&admission);
+        let mut garbled = knock(&admission);
         garbled.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        assert!(matches!(events.recv().unwrap(), Event::Refused { reason, .. } if reason.contains("no message")));
-        let stream = say(&admission, hello(&admission));
+        assert!(refusal(&events).contains("no greeting"));
+        let (mut sender, _receiver) = join(&admission);
+        sender.send(&hello(3)).unwrap();
         assert!(matches!(events.recv().unwrap(), Event::Joined { hello, .. } if hello.rank == 1));
-        drop(stream);
+        sender.send(&FromRank::Ready { next_step: 5 }).unwrap();
+        let said = events.recv().unwrap();
+        assert!(matches!(said, Event::Said { message: FromRank::Ready { next_step: 5 }, .. }), "{said:?}");
+        sender.hang_up();
         assert!(matches!(events.recv().unwrap(), Event::Left { .. }));
     }
 
@@ -189,9 +243,35 @@ mod tests {
     fn another_secret_or_start_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (_server, admission, events) = server(dir.path());
-        say(&admission, Hello { secret: "0".repeat(32), ..hello(&admission) });
-        assert!(matches!(events.recv().unwrap(), Event::Refused { reason, .. } if reason.contains("secret")));
-        say(&admission, Hello { incarnation: 2, ..hello(&admission) });
-        assert!(matches!(events.recv().unwrap(), Event::Refused { reason, .. } if reason.contains("start 2")));
+        let foreign = ControlFile { secret: Secret::random().unwrap(), ..admission.clone() };
+        let error = channel::connect(&foreign.addresses, &foreign.secret, Duration::ZERO).unwrap_err();
+        assert!(matches!(error, ChannelError::Unreachable { .. }), "{error}");
+        assert!(refusal(&events).contains("does not know the secret"));
+        join(&admission).0.send(&hello(2)).unwrap();
+        assert!(refusal(&events).contains("start 2"));
+        join(&admission).0.send(&FromRank::Ready { next_step: 0 }).unwrap();
+        assert!(refusal(&events).contains("did not say hello"));
+    }
+
+    #[test]
+    fn a_thousand_idle_connections_keep_no_rank_waiting_and_few_threads_busy() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_server, admission, events) = server(dir.path());
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, most.min(4096), most).unwrap();
+        let idle: Vec<TcpStream> = (0..1000).map(|_| knock(&admission)).collect();
+        let since = Instant::now();
+        let (mut sender, _receiver) = join(&admission);
+        sender.send(&hello(3)).unwrap();
+        let pushed_out = events.iter().take_while(|e| !matches!(e, Event::Joined { .. })).count();
+        assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+        // The rank itself took a place for a moment.
+        let room = STRANGERS + 2;
+        assert!((1000 - room..=1001 - room).contains(&pushed_out), "{pushed_out}");
+        let threads = fs::read_dir("/proc/self/task").unwrap().count();
+        assert!(threads < room + 60, "{threads} threads");
+        drop(idle);
+        sender.send(&FromRank::Ready { next_step: 1 }).unwrap();
+        assert!(events.iter().any(|e| matches!(e, Event::Said { .. })), "the rank is heard");
     }
 }

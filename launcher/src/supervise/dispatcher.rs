@@ -1,14 +1,13 @@
 //! The one owner of a running stage's state: takes events one by one, gives orders, and asks for the verdict.
 
 use std::collections::HashMap;
-use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bam_cluster::config::Recipe;
 use bam_cluster::plan::{Stage, StageWork};
-use bam_cluster::protocol::{self, Begin, CheckpointReport, FromRank, StepReport, ToRank};
+use bam_cluster::protocol::{Begin, CheckpointReport, FromRank, Reach, StepReport, ToRank, channel};
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::Sums;
 use nix::sys::signal::{Signal, kill};
@@ -23,6 +22,7 @@ use super::host;
 use super::interrupts::{Interrupts, Wish};
 use super::mpirun_output::{self, Words};
 use super::orders::{OrderBook, orders};
+use super::refusals::Refusals;
 use super::screen::Screen;
 use super::stage_log::StageLog;
 use super::verdict::{Judgement, Verdict, judge};
@@ -87,8 +87,10 @@ pub fn supervise(
     let log = StageLog::open(&log_path, job.incarnation, &launch.command_line())
         .with_context(|| format!("cannot write {}", log_path.display()))?;
     let (sender, inbox) = mpsc::channel();
-    let server = ControlServer::open(job.run.control(&job.stage.name), job.incarnation, sender.clone())
-        .with_context(|| format!("cannot open the control channel ({})", job.run.control(&job.stage.name).display()))?;
+    let ranks = job.recipe.cluster.ranks(job.stage.tasks_learnt());
+    let control = job.run.control(&job.stage.name);
+    let server = ControlServer::open(control.clone(), job.incarnation, Reach::ThisHost, ranks, sender.clone())
+        .with_context(|| format!("cannot open the control channel ({})", control.display()))?;
     let process = Process::spawn(&launch, move |event| drop(sender.send(Event::Mpirun(event))))
         .with_context(|| format!("cannot start {}", launch.program.display()))?;
     let cluster = &job.recipe.cluster;
@@ -96,9 +98,10 @@ pub fn supervise(
         job,
         inbox,
         process,
-        evidence: Evidence::new(cluster.ranks(job.stage.tasks_learnt()), Duration::from_secs(cluster.deadline)),
+        evidence: Evidence::new(ranks, Duration::from_secs(cluster.deadline)),
         words: Words::default(),
         connections: HashMap::new(),
+        refusals: Refusals::default(),
         order_book: None,
         stop_sent: false,
         stop_announced: false,
@@ -126,7 +129,8 @@ struct Dispatcher<'a> {
     process: Process,
     evidence: Evidence,
     words: Words,
-    connections: HashMap<ConnectionId, (usize, TcpStream)>,
+    connections: HashMap<ConnectionId, (usize, channel::Sender)>,
+    refusals: Refusals,
     order_book: Option<OrderBook>,
     stop_sent: bool,
     stop_announced: bool,
@@ -172,16 +176,16 @@ impl Dispatcher<'_> {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Joined { connection, hello, stream } => match self.evidence.join(&hello, self.clock) {
+            Event::Joined { connection, hello, sender } => match self.evidence.join(&hello, self.clock) {
                 Ok(()) => {
-                    self.connections.insert(connection, (hello.rank, stream));
+                    self.connections.insert(connection, (hello.rank, sender));
                     if hello.rank == 0 {
                         self.send(&ToRank::Begin(self.job.begin.clone()));
                     }
                 }
                 Err(reason) => {
-                    let _ = stream.shutdown(Shutdown::Both);
-                    self.log.launcher(&format!("refused a connection: {reason}"));
+                    sender.hang_up();
+                    self.refused(format!("refused a connection: {reason}"));
                 }
             },
             Event::Said { connection, message } => {
@@ -195,10 +199,16 @@ impl Dispatcher<'_> {
                 }
             }
             Event::Refused { from, reason } => {
-                self.log.launcher(&format!("refused a connection from {from}: {reason}"));
+                self.refused(format!("refused a connection from {from}: {reason}"));
             }
             Event::Mpirun(ProcessEvent::Line(line)) => self.read(&line),
             Event::Mpirun(ProcessEvent::Ended(status)) => self.evidence.exit = Some((status, self.clock)),
+        }
+    }
+
+    fn refused(&mut self, refusal: String) {
+        if let Some(line) = self.refusals.note(refusal, self.clock) {
+            self.log.launcher(&line);
         }
     }
 
@@ -329,9 +339,9 @@ impl Dispatcher<'_> {
     }
 
     fn send(&mut self, message: &ToRank) {
-        let Some((_, stream)) = self.connections.values_mut().find(|(rank, _)| *rank == 0) else { return };
+        let Some((_, sender)) = self.connections.values_mut().find(|(rank, _)| *rank == 0) else { return };
         // If rank 0 is gone, its connection's end and mpirun say so, and better.
-        if let Err(e) = protocol::send(stream, message) {
+        if let Err(e) = sender.send(message) {
             self.log.launcher(&format!("cannot reach rank 0: {e}"));
         }
     }
@@ -347,8 +357,11 @@ impl Dispatcher<'_> {
             }
         }
         // A rank that outlived mpirun sees its connection end, and ends.
-        for (_, stream) in self.connections.values() {
-            let _ = stream.shutdown(Shutdown::Both);
+        for (_, sender) in self.connections.values() {
+            sender.hang_up();
+        }
+        if let Some(line) = self.refusals.count(self.clock) {
+            self.log.launcher(&line);
         }
     }
 

@@ -1,8 +1,8 @@
 //! Everything that can happen while a stage runs, as messages to the dispatcher.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 
-use bam_cluster::protocol::{FromRank, Hello};
+use bam_cluster::protocol::{FromRank, Hello, channel};
 
 use crate::backend::ProcessEvent;
 
@@ -12,14 +12,14 @@ pub type ConnectionId = u64;
 /// Something happened.
 #[derive(Debug)]
 pub enum Event {
-    /// A process that knows the secret said who it is.
+    /// A process that proved to know the secret said who it is.
     Joined {
         /// Its connection.
         connection: ConnectionId,
         /// Who it is.
         hello: Hello,
         /// To answer on.
-        stream: TcpStream,
+        sender: channel::Sender,
     },
     /// A rank said something.
     Said {

@@ -332,15 +332,7 @@ mod tests {
     }
 
     fn hello(rank: usize, world_size: usize, host: &str) -> Hello {
-        Hello {
-            secret: String::new(),
-            incarnation: 1,
-            rank,
-            world_size,
-            host: host.into(),
-            pid: 40 + rank as u32,
-            device: "cpu".into(),
-        }
+        Hello { incarnation: 1, rank, world_size, host: host.into(), pid: 40 + rank as u32, device: "cpu".into() }
     }
 
     fn beat(evidence: &mut Evidence, rank: usize, phase: &str, waiting: Option<f64>, sequence: u64) {

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
-use std::io::BufReader;
-use std::net::TcpStream;
 use std::process::exit;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use bam_cluster::files;
 use bam_cluster::plan::{Plan, StageWork};
 use bam_cluster::protocol::{
-    self, CheckpointReport, ControlFile, Failure, FromRank, Heartbeat, Hello, Outcome, StepReport, ToRank, TrainOrder,
+    CheckpointReport, ControlFile, Failure, FromRank, Heartbeat, Hello, Outcome, StepReport, ToRank, TrainOrder,
+    channel,
 };
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::{Scores, TaskScores};
@@ -42,8 +42,8 @@ struct Rank {
     rank: usize,
     run: RunDir,
     stage: String,
-    reader: BufReader<TcpStream>,
-    writer: TcpStream,
+    orders: mpsc::Receiver<ToRank>,
+    sender: channel::Sender,
 }
 
 impl Rank {
@@ -51,11 +51,16 @@ impl Rank {
         let run = RunDir::new(env::var("FAKE_RUN").unwrap());
         let stage = env::var("FAKE_STAGE").unwrap();
         let control: ControlFile = files::read_json(&run.control(&stage)).unwrap().unwrap();
-        let writer = TcpStream::connect(control.address).unwrap();
-        let reader = BufReader::new(writer.try_clone().unwrap());
-        let mut joined = Rank { rank, run, stage, reader, writer };
+        let within = Duration::from_secs(30);
+        let (sender, mut receiver) = channel::connect(&control.addresses, &control.secret, within).unwrap();
+        let (heard, orders) = mpsc::channel();
+        thread::spawn(move || {
+            while let Ok(Some(order)) = receiver.receive()
+                && heard.send(order).is_ok()
+            {}
+        });
+        let mut joined = Rank { rank, run, stage, orders, sender };
         joined.say(&FromRank::Hello(Hello {
-            secret: control.secret,
             incarnation: control.incarnation,
             rank,
             world_size: env::var("FAKE_SIZE").unwrap().parse().unwrap(),
@@ -67,12 +72,12 @@ impl Rank {
     }
 
     fn say(&mut self, message: &FromRank) {
-        protocol::send(&mut self.writer, message).unwrap();
+        self.sender.send(message).unwrap();
     }
 
     /// What the launcher says next. Without a launcher there is nothing to live for.
     fn listen(&mut self) -> ToRank {
-        protocol::receive(&mut self.reader).ok().flatten().unwrap_or_else(|| exit(1))
+        self.orders.recv().unwrap_or_else(|_| exit(1))
     }
 
     fn heartbeat(&mut self) {
@@ -182,10 +187,7 @@ impl Rank {
         if is_deaf() {
             return false;
         }
-        self.writer.set_nonblocking(true).unwrap();
-        let waiting = self.writer.peek(&mut [0]).is_ok_and(|n| n > 0);
-        self.writer.set_nonblocking(false).unwrap();
-        waiting && self.listen() == ToRank::Stop
+        self.orders.try_recv() == Ok(ToRank::Stop)
     }
 
     fn publish(&self, tasks: &[String]) -> BTreeMap<String, String> {

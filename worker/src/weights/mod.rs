@@ -156,6 +156,10 @@ impl WeightStore {
 
     /// A tensor's numbers in row-major order.
     fn values(&self, tensor: &Stored) -> Option<Vec<f32>> {
+        // How many bytes these take is unknown: some formats put several numbers into one.
+        if let Element::Other(_) = tensor.element {
+            return None;
+        }
         let data = &self.buffers[tensor.buffer][tensor.start..];
         let count: usize = tensor.shape.iter().product();
         if tensor.strides == row_major(&tensor.shape) {
@@ -195,9 +199,10 @@ impl WeightStore {
 
 /// Strides of a tensor whose last dimension is dense.
 fn row_major(shape: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; shape.len()];
+    let mut strides = vec![1usize; shape.len()];
     for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i];
+        // An empty tensor may claim any other length.
+        strides[i - 1] = strides[i].wrapping_mul(shape[i]);
     }
     strides
 }

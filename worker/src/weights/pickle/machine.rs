@@ -1,7 +1,6 @@
 //! Python's pickle machine, as far as a mapping of names to tensors needs it. Nothing that a pickle asks for is run: the
 //! few names that PyTorch writes are known, all others are refused.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -9,23 +8,32 @@ use super::super::Element;
 
 type Result<T> = std::result::Result<T, String>;
 
-/// What PyTorch's pickles are made of.
+/// No tensor has more dimensions.
+const MOST_DIMENSIONS: usize = 64;
+
+/// What PyTorch's pickles are made of. A copy is cheap, and nothing is nested in memory: a few bytes of a hostile pickle
+/// can ask for more copies than there is memory, or for more levels than there is stack.
 #[derive(Debug, Clone)]
 pub(super) enum Value {
     Mark,
     Nothing,
     Number(i64),
     /// Little-endian bytes of a number that may be larger than 64 bits.
-    Long(Vec<u8>),
-    Text(String),
-    Tuple(Vec<Value>),
-    List(Rc<RefCell<Vec<Value>>>),
-    Dict(Rc<RefCell<Vec<(Value, Value)>>>),
+    Long(Rc<[u8]>),
+    Text(Rc<str>),
+    Tuple(Place),
+    List(Place),
+    /// Keys and values by turns.
+    Dict(Place),
     /// A name that may be called or that says what a storage holds.
     Global(Global),
     Storage(Storage),
-    Tensor(Tensor),
+    Tensor(Rc<Tensor>),
 }
+
+/// Where a machine keeps what a tuple, a list or a dict holds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place(usize);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Global {
@@ -38,7 +46,7 @@ pub(super) enum Global {
 #[derive(Debug, Clone)]
 pub(super) struct Storage {
     pub(super) element: Element,
-    pub(super) key: String,
+    pub(super) key: Rc<str>,
 }
 
 #[derive(Debug, Clone)]
@@ -81,11 +89,22 @@ pub(super) struct Machine<'a> {
     pub(super) at: usize,
     stack: Vec<Value>,
     memo: HashMap<usize, Value>,
+    containers: Vec<Vec<Value>>,
 }
 
 impl<'a> Machine<'a> {
     pub(super) fn new(code: &'a [u8]) -> Self {
-        Machine { code, at: 0, stack: vec![], memo: HashMap::new() }
+        Machine { code, at: 0, stack: vec![], memo: HashMap::new(), containers: vec![] }
+    }
+
+    /// What a tuple, a list or a dict of this machine holds.
+    pub(super) fn items(&self, place: Place) -> &[Value] {
+        &self.containers[place.0]
+    }
+
+    fn keep(&mut self, items: Vec<Value>) -> Place {
+        self.containers.push(items);
+        Place(self.containers.len() - 1)
     }
 
     /// Runs one pickle, up to its end.
@@ -99,9 +118,14 @@ impl<'a> Machine<'a> {
                 0x80 => _ = self.take(1)?,
                 b'(' => self.stack.push(Value::Mark),
                 b'N' | 0x88 | 0x89 => self.stack.push(Value::Nothing),
-                b'}' => self.stack.push(Value::Dict(Rc::default())),
-                b']' => self.stack.push(Value::List(Rc::default())),
-                b')' => self.stack.push(Value::Tuple(vec![])),
+                b'}' | b']' | b')' => {
+                    let place = self.keep(vec![]);
+                    self.stack.push(match instruction {
+                        b'}' => Value::Dict(place),
+                        b']' => Value::List(place),
+                        _ => Value::Tuple(place),
+                    });
+                }
                 b'K' | b'M' | b'J' => {
                     let bytes = self.take(match instruction {
                         b'K' => 1,
@@ -114,10 +138,11 @@ impl<'a> Machine<'a> {
                 }
                 0x8a => {
                     let length = self.take_length(1)?;
-                    let bytes = self.take(length)?.to_vec();
+                    let bytes = self.take(length)?;
                     let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
                     let small = bytes.len() <= 8 && !negative;
-                    let value = if small { Value::Number(little_endian(&bytes) as i64) } else { Value::Long(bytes) };
+                    let value =
+                        if small { Value::Number(little_endian(bytes) as i64) } else { Value::Long(bytes.into()) };
                     self.stack.push(value);
                 }
                 b'G' => {
@@ -126,8 +151,8 @@ impl<'a> Machine<'a> {
                 }
                 b'X' | b'T' | b'U' => {
                     let length = self.take_length(if instruction == b'U' { 1 } else { 4 })?;
-                    let text = String::from_utf8_lossy(self.take(length)?).into_owned();
-                    self.stack.push(Value::Text(text));
+                    let text = String::from_utf8_lossy(self.take(length)?);
+                    self.stack.push(Value::Text(text.into()));
                 }
                 b'c' => {
                     let (module, name) = (self.line()?, self.line()?);
@@ -146,32 +171,36 @@ impl<'a> Machine<'a> {
                     let count = usize::from(instruction - 0x84);
                     let start = self.stack.len().checked_sub(count).ok_or_else(malformed)?;
                     let items = self.stack.split_off(start);
-                    self.stack.push(Value::Tuple(items));
+                    let place = self.keep(items);
+                    self.stack.push(Value::Tuple(place));
                 }
                 b't' => {
                     let items = self.since_mark()?;
-                    self.stack.push(Value::Tuple(items));
+                    let place = self.keep(items);
+                    self.stack.push(Value::Tuple(place));
                 }
                 b's' | b'u' => {
                     let items = if instruction == b'u' { self.since_mark()? } else { self.two()? };
                     let Some(Value::Dict(dict)) = self.stack.last() else { return Err(malformed()) };
-                    let mut pairs = items.into_iter();
-                    while let (Some(key), Some(value)) = (pairs.next(), pairs.next()) {
-                        dict.borrow_mut().push((key, value));
+                    if items.len() % 2 != 0 {
+                        return Err(malformed());
                     }
+                    self.containers[dict.0].extend(items);
                 }
                 b'a' | b'e' => {
                     let items = if instruction == b'e' { self.since_mark()? } else { vec![self.pop()?] };
                     let Some(Value::List(list)) = self.stack.last() else { return Err(malformed()) };
-                    list.borrow_mut().extend(items);
+                    self.containers[list.0].extend(items);
                 }
                 b'Q' => {
-                    let storage = storage(self.pop()?)?;
+                    let reference = self.pop()?;
+                    let storage = self.storage(&reference)?;
                     self.stack.push(Value::Storage(storage));
                 }
                 b'R' => {
                     let (arguments, function) = (self.pop()?, self.pop()?);
-                    self.stack.push(call(&function, arguments)?);
+                    let result = self.call(&function, &arguments)?;
+                    self.stack.push(result);
                 }
                 // Sets attributes of an object; on a mapping of tensors they are notes on versions.
                 b'b' => {
@@ -219,6 +248,45 @@ impl<'a> Machine<'a> {
         self.stack.pop();
         Ok(items)
     }
+
+    /// `('storage', torch.FloatStorage, key, location, count)`.
+    fn storage(&self, reference: &Value) -> Result<Storage> {
+        let Value::Tuple(parts) = reference else { return Err(malformed()) };
+        match self.items(*parts) {
+            [Value::Text(kind), Value::Global(Global::Storage(element)), Value::Text(key), ..]
+                if &**kind == "storage" && !key.contains('/') =>
+            {
+                Ok(Storage { element: *element, key: key.clone() })
+            }
+            _ => Err(malformed()),
+        }
+    }
+
+    fn call(&mut self, function: &Value, arguments: &Value) -> Result<Value> {
+        let (Value::Global(function), Value::Tuple(arguments)) = (function, arguments) else { return Err(malformed()) };
+        match (function, self.items(*arguments)) {
+            (Global::OrderedDict, []) => Ok(Value::Dict(self.keep(vec![]))),
+            (Global::RebuildParameter, [tensor @ Value::Tensor(_), ..]) => Ok(tensor.clone()),
+            (
+                Global::RebuildTensor,
+                [Value::Storage(storage), Value::Number(offset), Value::Tuple(shape), Value::Tuple(strides), ..],
+            ) => Ok(Value::Tensor(Rc::new(Tensor {
+                storage: storage.clone(),
+                offset: usize::try_from(*offset).map_err(|_| malformed())?,
+                shape: numbers(self.items(*shape))?,
+                strides: numbers(self.items(*strides))?,
+            }))),
+            _ => Err(malformed()),
+        }
+    }
+}
+
+fn numbers(values: &[Value]) -> Result<Vec<usize>> {
+    let number = |value: &Value| match value {
+        Value::Number(n) => usize::try_from(*n).map_err(|_| malformed()),
+        _ => Err(malformed()),
+    };
+    if values.len() > MOST_DIMENSIONS { Err(malformed()) } else { values.iter().map(number).collect() }
 }
 
 fn malformed() -> String {
@@ -228,45 +296,6 @@ fn malformed() -> String {
 /// Up to eight bytes as a number.
 fn little_endian(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
-}
-
-/// `('storage', torch.FloatStorage, key, location, count)`.
-fn storage(reference: Value) -> Result<Storage> {
-    let Value::Tuple(parts) = reference else { return Err(malformed()) };
-    match parts.as_slice() {
-        [Value::Text(kind), Value::Global(Global::Storage(element)), Value::Text(key), ..]
-            if kind == "storage" && !key.contains('/') =>
-        {
-            Ok(Storage { element: *element, key: key.clone() })
-        }
-        _ => Err(malformed()),
-    }
-}
-
-fn call(function: &Value, arguments: Value) -> Result<Value> {
-    let (Value::Global(function), Value::Tuple(arguments)) = (function, arguments) else { return Err(malformed()) };
-    match (function, arguments.as_slice()) {
-        (Global::OrderedDict, []) => Ok(Value::Dict(Rc::default())),
-        (Global::RebuildParameter, [tensor @ Value::Tensor(_), ..]) => Ok(tensor.clone()),
-        (
-            Global::RebuildTensor,
-            [Value::Storage(storage), Value::Number(offset), Value::Tuple(shape), Value::Tuple(strides), ..],
-        ) => Ok(Value::Tensor(Tensor {
-            storage: storage.clone(),
-            offset: usize::try_from(*offset).map_err(|_| malformed())?,
-            shape: numbers(shape)?,
-            strides: numbers(strides)?,
-        })),
-        _ => Err(malformed()),
-    }
-}
-
-fn numbers(values: &[Value]) -> Result<Vec<usize>> {
-    let number = |value: &Value| match value {
-        Value::Number(n) => usize::try_from(*n).map_err(|_| malformed()),
-        _ => Err(malformed()),
-    };
-    values.iter().map(number).collect()
 }
 
 pub(super) fn cut_short() -> String {
@@ -296,10 +325,22 @@ mod tests {
     #[test]
     fn damage_is_an_error_wherever_it_is() {
         let whole = b"\x80\x02}q\x00(X\x01\x00\x00\x00aK\x01X\x01\x00\x00\x00bM\x01\x02u.";
-        let Value::Dict(entries) = run(whole).unwrap() else { panic!() };
-        assert_eq!(entries.borrow().len(), 2);
+        let mut machine = Machine::new(whole);
+        let Value::Dict(entries) = machine.run().unwrap() else { panic!() };
+        assert_eq!(machine.items(entries).len(), 4);
         for end in 0..whole.len() {
             assert!(run(&whole[..end]).is_err(), "{end}");
         }
+    }
+
+    #[test]
+    fn a_small_pickle_asks_for_no_large_memory_and_no_deep_stack() {
+        let depth = [&b"\x80\x02)"[..], &b"\x85".repeat(1 << 20), b"."].concat();
+        assert!(matches!(run(&depth), Ok(Value::Tuple(_))));
+        let lists = [&b"\x80\x02]"[..], &b"q\x00]h\x00a".repeat(1 << 18), b"."].concat();
+        assert!(matches!(run(&lists), Ok(Value::List(_))));
+        // A pair of itself, sixty times over.
+        let pairs = [&b"\x80\x02)q\x00"[..], &b"h\x00h\x00\x86q\x00".repeat(60), b"."].concat();
+        assert!(matches!(run(&pairs), Ok(Value::Tuple(_))));
     }
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::Path;
+use std::rc::Rc;
 
 mod machine;
 
@@ -33,6 +34,10 @@ fn read_zip(bytes: Vec<u8>) -> Result<Contents> {
     let root = pickle.trim_end_matches("data.pkl").to_owned();
     let mut file = |name: &str| -> Result<Vec<u8>> {
         let mut entry = archive.by_name(&format!("{root}{name}")).map_err(|e| damaged(&e))?;
+        // PyTorch does not compress; what is compressed may fill all memory.
+        if entry.compression() != zip::CompressionMethod::Stored {
+            return Err(format!("its part '{name}' is compressed: PyTorch did not write it"));
+        }
         let mut content = vec![];
         entry.read_to_end(&mut content).map_err(|e| damaged(&e))?;
         Ok(content)
@@ -41,7 +46,10 @@ fn read_zip(bytes: Vec<u8>) -> Result<Contents> {
         return Err("was written on a big-endian machine, which is not read here".to_owned());
     }
     let (mut tensors, mut buffers, mut places) = (HashMap::new(), vec![], HashMap::new());
-    for (name, tensor) in tensors_of(Machine::new(&file("data.pkl")?).run()?)? {
+    let code = file("data.pkl")?;
+    let mut machine = Machine::new(&code);
+    let state = machine.run()?;
+    for (name, tensor) in tensors_of(&machine, &state)? {
         let buffer = match places.get(&tensor.storage.key) {
             Some(&place) => place,
             None => {
@@ -64,17 +72,18 @@ fn read_legacy(bytes: Vec<u8>) -> Result<Contents> {
     let mut machine = Machine::new(&bytes);
     let foreign = || "is neither a zip file nor an old PyTorch file".to_owned();
     match machine.run().map_err(|_| foreign())? {
-        Value::Long(number) if number == MAGIC => {}
+        Value::Long(number) if *number == *MAGIC => {}
         _ => return Err(foreign()),
     }
     for _ in 0..2 {
         machine.run()?;
     }
-    let named = tensors_of(machine.run()?)?;
+    let state = machine.run()?;
+    let named = tensors_of(&machine, &state)?;
     let Value::List(keys) = machine.run()? else { return Err("has no list of storages".to_owned()) };
     let mut at = machine.at;
     let mut places = HashMap::new();
-    for key in keys.borrow().iter() {
+    for key in machine.items(keys) {
         let Value::Text(key) = key else { return Err("has a storage without a name".to_owned()) };
         let element = named.iter().find(|(_, t)| t.storage.key == *key).map(|(_, t)| t.storage.element);
         let length = bytes.get(at..at + 8).and_then(|b| b.first_chunk::<8>()).map(|b| u64::from_le_bytes(*b));
@@ -97,10 +106,11 @@ fn read_legacy(bytes: Vec<u8>) -> Result<Contents> {
 
 impl Tensor {
     /// The tensor in a buffer whose part from `start` to `end` is its storage.
-    fn stored(self, name: &str, buffer: usize, start: usize, end: usize) -> Result<Stored> {
+    fn stored(&self, name: &str, buffer: usize, start: usize, end: usize) -> Result<Stored> {
         let Tensor { storage, offset, shape, strides } = self;
+        let offset = *offset;
         // Number after the last one that is used.
-        let last = shape.iter().zip(&strides).try_fold(offset, |at, (&length, &stride)| {
+        let last = shape.iter().zip(strides).try_fold(offset, |at, (&length, &stride)| {
             length.saturating_sub(1).checked_mul(stride).and_then(|n| n.checked_add(at))
         });
         let used = if shape.contains(&0) { Some(0) } else { last.and_then(|n| n.checked_add(1)) };
@@ -109,20 +119,20 @@ impl Tensor {
             return Err(format!("tensor '{name}' is larger than what is stored of it\n  fetch or copy the file again"));
         }
         let start = if shape.contains(&0) { start } else { start + offset * storage.element.bytes() };
+        let (shape, strides) = (shape.clone(), strides.clone());
         Ok(Stored { element: storage.element, shape, strides, buffer, start })
     }
 }
 
 /// The tensors of a model's state.
-fn tensors_of(state: Value) -> Result<Vec<(String, Tensor)>> {
+fn tensors_of(machine: &Machine, state: &Value) -> Result<Vec<(String, Rc<Tensor>)>> {
     let Value::Dict(entries) = state else { return Err("holds no mapping of names to tensors".to_owned()) };
-    let entries = entries.borrow();
-    let tensor = |(name, value): &(Value, Value)| match (name, value) {
-        (Value::Text(name), Value::Tensor(tensor)) => Ok((name.clone(), tensor.clone())),
-        (Value::Text(name), _) => Err(format!("holds '{name}', which is no tensor: it is no model's state alone")),
+    let tensor = |entry: &[Value]| match entry {
+        [Value::Text(name), Value::Tensor(tensor)] => Ok((name.to_string(), tensor.clone())),
+        [Value::Text(name), _] => Err(format!("holds '{name}', which is no tensor: it is no model's state alone")),
         _ => Err("holds an entry without a name".to_owned()),
     };
-    entries.iter().map(tensor).collect()
+    machine.items(*entries).chunks(2).map(tensor).collect()
 }
 
 #[cfg(test)]
@@ -153,8 +163,9 @@ mod tests {
 
     #[test]
     fn a_state_holds_tensors_alone() {
-        let state = Machine::new(b"\x80\x02}q\x00X\x01\x00\x00\x00aK\x01s.").run().unwrap();
-        assert!(tensors_of(state).unwrap_err().contains("'a', which is no tensor"));
-        assert!(tensors_of(Value::Nothing).unwrap_err().contains("no mapping"));
+        let mut machine = Machine::new(b"\x80\x02}q\x00X\x01\x00\x00\x00aK\x01s.");
+        let state = machine.run().unwrap();
+        assert!(tensors_of(&machine, &state).unwrap_err().contains("'a', which is no tensor"));
+        assert!(tensors_of(&machine, &Value::Nothing).unwrap_err().contains("no mapping"));
     }
 }
