@@ -63,7 +63,6 @@ fn h5py_reads_logits_by_their_documented_names() {
             let ids = ids(&shard["datasets"]["example_id"]);
             assert_dataset(shard, "example_id", "int64", &[ids.len()]);
             assert_dataset(shard, "logits", "float32", &[ids.len(), labels.len()]);
-            assert!(ids.len() >= rows / 4, "shards are of about equal size");
             covered.extend(ids);
             let expected = json!({
                 "task": task,

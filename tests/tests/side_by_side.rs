@@ -40,7 +40,7 @@ fn teachers_run_side_by_side_stop_together_and_leave_what_one_after_another_leav
         assert_eq!(run.checkpoints(stage).len(), 1);
     }
     // A rank of one of them is killed: the other one keeps what it has done.
-    let mut running = place.bam(ALONE).start();
+    let mut running = place.bam(ALONE).arg("-o").arg("cluster.max_restarts=0").start();
     running.wait_until("more steps", || {
         ["teacher-cola", "teacher-warmth"].iter().all(|s| run.steps(s).len() > run.receipt(s).0 as usize + 3)
     });

@@ -337,6 +337,9 @@ pub struct ClusterSection {
     /// How many of them train a model of one task, so that several such models are trained side by side, the longest
     /// first; null: all, one model after another.
     pub single_processes: Option<usize>,
+    /// The hosts to start ranks on, each as `mpirun --host` takes it (`n1`, or `n1:4` for four ranks); none: this host, or
+    /// those of the batch job that bam runs in.
+    pub hosts: Vec<String>,
     /// Seconds after which a collective is given up, and a rank that does not get on.
     pub deadline: u64,
     /// How often a stage that failed is started again from its last checkpoint, without a new checkpoint in between.
@@ -354,6 +357,7 @@ impl Default for ClusterSection {
         ClusterSection {
             processes: 1,
             single_processes: None,
+            hosts: vec![],
             deadline: 300,
             max_restarts: 3,
             threads: 1,

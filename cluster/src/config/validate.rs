@@ -57,6 +57,7 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
     let single = recipe.cluster.single_processes;
     let fits = single.is_none_or(|n| (1..=recipe.cluster.processes).contains(&n));
     require(fits, "cluster.single_processes", "must be at least 1 and at most cluster.processes")?;
+    check_hosts(&recipe.cluster.hosts)?;
     require(recipe.cluster.threads > 0, "cluster.threads", "must be at least 1")?;
     require(recipe.cluster.deadline > 0, "cluster.deadline", "must be at least 1 second")
 }
@@ -67,6 +68,22 @@ fn invalid(key: impl Into<String>, problem: impl Into<String>) -> ConfigError {
 
 fn require(condition: bool, key: &str, problem: &str) -> Checked {
     if condition { Ok(()) } else { Err(invalid(key, problem)) }
+}
+
+/// They become one argument of `mpirun`.
+fn check_hosts(hosts: &[String]) -> Checked {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    for (i, entry) in hosts.iter().enumerate() {
+        let (host, ranks) = entry.split_once(':').map_or((entry.as_str(), None), |(host, ranks)| (host, Some(ranks)));
+        let counts = ranks.is_none_or(|n| n.parse::<u16>().is_ok_and(|n| n > 0));
+        let good = counts && !host.starts_with('-') && !host.is_empty() && host.chars().all(allowed);
+        require(
+            good,
+            &format!("cluster.hosts[{i}]"),
+            &format!("'{entry}' is no host; write n1, or n1:4 for four ranks"),
+        )?;
+    }
+    Ok(())
 }
 
 /// Names become names of files and tensors.

@@ -14,6 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hmac::{Hmac, KeyInit, Mac};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::Sha256;
@@ -331,9 +333,14 @@ pub fn connect(addresses: &[SocketAddr], secret: &Secret, within: Duration) -> R
     }
 }
 
+/// Milliseconds for which a rank's words may stay unacknowledged before its connection counts as broken.
+const UNACKNOWLEDGED_MS: u32 = 60_000;
+
 fn connect_to(address: &SocketAddr, secret: &Secret, deadline: Instant) -> Result<(Sender, Receiver)> {
     let left = deadline.saturating_duration_since(Instant::now()).max(FIRST_PAUSE);
     let stream = Arc::new(TcpStream::connect_timeout(address, left.min(CONNECT_WITHIN))?);
+    // A rank beats every second: a launcher that acknowledges none for so long is cut off, and the rank must not go on.
+    setsockopt(&*stream, TcpUserTimeout, &UNACKNOWLEDGED_MS).map_err(io::Error::from)?;
     let (mut writer, mut reader) = ends(&stream, left.min(PROVE_WITHIN))?;
     let (own, theirs) = begin_as_rank(&mut reader, &mut writer, secret, &random()?)?;
     let mut receiver = Receiver { reader, seal: theirs };

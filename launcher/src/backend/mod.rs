@@ -4,7 +4,7 @@ mod mpirun;
 mod process;
 mod programs;
 
-pub use mpirun::Launch;
+pub use mpirun::{Launch, reach};
 pub use process::{Process, ProcessEvent};
 pub use programs::Programs;
 

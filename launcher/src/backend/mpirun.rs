@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bam_cluster::config::ClusterSection;
 use bam_cluster::plan::Stage;
+use bam_cluster::protocol::Reach;
 use bam_cluster::run_dir::RunDir;
 
 use super::Programs;
@@ -17,6 +18,24 @@ const SHARE_THE_CORES: [&str; 6] = ["--oversubscribe", "--bind-to", "none", "--m
 /// When one rank has died, `mpirun` kills the others without waiting for them to heed SIGTERM, which is a wish for a
 /// checkpoint to them: it says who died two seconds earlier.
 const KILL_AT_ONCE: [&str; 3] = ["--mca", "odls_base_sigkill_timeout", "0"];
+
+/// Open MPI itself waits for a lost host for ever, unless the connections between its daemons are probed. It gives up
+/// after 40 s, later than bam does, which has the better sentence; daemons on a host that was cut off end by this.
+const PROBE_HOSTS: [&str; 9] = [
+    "--mca",
+    "oob_tcp_keepalive_time",
+    "20",
+    "--mca",
+    "oob_tcp_keepalive_intvl",
+    "5",
+    "--mca",
+    "oob_tcp_keepalive_probes",
+    "4",
+];
+
+/// Arguments of `mpirun` that name other hosts.
+const NAME_HOSTS: [&str; 8] =
+    ["--host", "-host", "-H", "--hostfile", "-hostfile", "--machinefile", "-machinefile", "--default-hostfile"];
 
 /// How the names of Open MPI's parameters end that say where sessions are kept.
 const SESSION_BASE: &str = "tmpdir_base";
@@ -47,12 +66,22 @@ impl Launch {
         // Open MPI 4 keeps the sessions of all of a user's starts in one directory, which the one that ends first may
         // remove from under another that is just starting. Whoever says where sessions belong is obeyed.
         let said = env::vars_os().any(|(name, _)| name.to_string_lossy().ends_with(SESSION_BASE));
-        if !said && !cluster.mpirun_args.iter().any(|argument| argument.ends_with(SESSION_BASE)) {
+        let reach = reach(cluster);
+        if !said
+            && reach == Reach::ThisHost
+            && !cluster.mpirun_args.iter().any(|argument| argument.ends_with(SESSION_BASE))
+        {
             environment.push(("OMPI_MCA_orte_tmpdir_base", scratch.display().to_string()));
         }
         let mut arguments: Vec<OsString> = vec!["-n".into(), cluster.ranks(stage.tasks_learnt()).to_string().into()];
         arguments.push("--tag-output".into());
         arguments.extend(SHARE_THE_CORES.iter().chain(&KILL_AT_ONCE).map(OsString::from));
+        if !cluster.hosts.is_empty() {
+            arguments.extend(["--host".into(), cluster.hosts.join(",").into()]);
+        }
+        if reach == Reach::Network {
+            arguments.extend(PROBE_HOSTS.map(OsString::from));
+        }
         // Ranks on other hosts get only what is named here.
         for name in ["OMP_NUM_THREADS", "HDF5_USE_FILE_LOCKING"] {
             arguments.extend(["-x".into(), name.into()]);
@@ -69,6 +98,14 @@ impl Launch {
         let words = std::iter::once(self.program.as_os_str()).chain(self.arguments.iter().map(OsString::as_os_str));
         environment.chain(words.map(|w| quoted(&w.to_string_lossy()))).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// Where the ranks will be.
+pub fn reach(cluster: &ClusterSection) -> Reach {
+    let is_named = !cluster.hosts.is_empty() || cluster.mpirun_args.iter().any(|a| NAME_HOSTS.contains(&a.as_str()));
+    // In a batch job, mpirun uses the job's nodes.
+    let nodes = env::var("SLURM_JOB_NUM_NODES").ok().and_then(|n| n.parse::<u32>().ok()).unwrap_or(1);
+    if is_named || nodes > 1 { Reach::Network } else { Reach::ThisHost }
 }
 
 fn quoted(word: &str) -> String {
@@ -106,6 +143,17 @@ mod tests {
         let mpirun_args = ["--mca", "btl", "self,tcp"].map(str::to_owned).to_vec();
         let line = launch(&ClusterSection { mpirun_args, ..ClusterSection::default() }).command_line();
         assert!(line.contains(" --mca btl self,tcp /opt/bam-worker "), "{line}");
+    }
+
+    #[test]
+    fn hosts_are_named_and_probed() {
+        let hosts = ["n1", "n2:4"].map(str::to_owned).to_vec();
+        let cluster = ClusterSection { hosts, ..ClusterSection::default() };
+        let line = launch(&cluster).command_line();
+        assert!(line.contains(" --host n1,n2:4 --mca oob_tcp_keepalive_time 20 "), "{line}");
+        assert!(!line.contains("OMPI_MCA_orte_tmpdir_base"), "{line}");
+        assert_eq!(reach(&cluster), Reach::Network);
+        assert_eq!(reach(&ClusterSection::default()), Reach::ThisHost);
     }
 
     #[test]

@@ -227,7 +227,7 @@ impl<'a> Conductor<'a> {
     /// Starts a stage's ranks and stays with them; starts them again if they fail and that may help.
     fn perform(&self, stage: &Stage, made_from: &Sums) -> anyhow::Result<End> {
         let cluster = &self.project.recipe.cluster;
-        let mut history = History::default();
+        let (mut history, mut checkpoint) = (History::default(), None);
         let mut faults: Vec<Fault> = self.faults.iter().filter(|f| f.stage == stage.name).cloned().collect();
         loop {
             let begin = Begin {
@@ -243,6 +243,7 @@ impl<'a> Conductor<'a> {
                 programs: &self.programs,
                 begin,
                 incarnation: self.next_incarnation(stage)?,
+                checkpoint,
             };
             let mut decision = Decision::GiveUp(None);
             let failed = |verdict: &Verdict| {
@@ -258,6 +259,7 @@ impl<'a> Conductor<'a> {
                 End::Failed(verdict) => verdict,
                 end => return Ok(end),
             };
+            checkpoint = verdict.checkpoint;
             match decision {
                 Decision::Restart { pause, .. } => self.pause(pause),
                 Decision::GiveUp(why) => return Err(self.failure(stage, verdict, why).into()),

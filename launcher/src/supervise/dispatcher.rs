@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bam_cluster::config::Recipe;
 use bam_cluster::plan::{Stage, StageWork};
-use bam_cluster::protocol::{Begin, CheckpointReport, FromRank, Reach, StepReport, ToRank, channel};
+use bam_cluster::protocol::{Begin, CheckpointReport, FromRank, StepReport, ToRank, channel};
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::Sums;
 use nix::sys::signal::{Signal, kill};
@@ -50,8 +50,10 @@ pub struct StageJob<'a> {
     pub programs: &'a Programs,
     /// What the ranks check before they begin.
     pub begin: Begin,
-    /// Which start of the run this is.
+    /// Which start of the stage this is.
     pub incarnation: u64,
+    /// Optimizer steps in the newest checkpoint, if an earlier start has told.
+    pub checkpoint: Option<u64>,
 }
 
 /// How a start of a stage ended.
@@ -89,7 +91,8 @@ pub fn supervise(
     let (sender, inbox) = mpsc::channel();
     let ranks = job.recipe.cluster.ranks(job.stage.tasks_learnt());
     let control = job.run.control(&job.stage.name);
-    let server = ControlServer::open(control.clone(), job.incarnation, Reach::ThisHost, ranks, sender.clone())
+    let reach = backend::reach(&job.recipe.cluster);
+    let server = ControlServer::open(control.clone(), job.incarnation, reach, ranks, sender.clone())
         .with_context(|| format!("cannot open the control channel ({})", control.display()))?;
     let process = Process::spawn(&launch, move |event| drop(sender.send(Event::Mpirun(event))))
         .with_context(|| format!("cannot start {}", launch.program.display()))?;
@@ -98,7 +101,10 @@ pub fn supervise(
         job,
         inbox,
         process,
-        evidence: Evidence::new(ranks, Duration::from_secs(cluster.deadline)),
+        evidence: Evidence {
+            checkpoint: job.checkpoint,
+            ..Evidence::new(ranks, Duration::from_secs(cluster.deadline))
+        },
         words: Words::default(),
         connections: HashMap::new(),
         refusals: Refusals::default(),

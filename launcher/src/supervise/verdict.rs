@@ -15,6 +15,8 @@ use super::sentence::{doing, ended_unexplained, name, rank_ended, ranks};
 /// A rank beats every second; one that is silent for this long (or for the deadline, if that is shorter) is stopped, cut
 /// off or dead.
 const SILENCE: Duration = Duration::from_secs(15);
+/// A rank that was not heard of for so long while others were has missed several heartbeats.
+const MISSED_BEATS: Duration = Duration::from_secs(5);
 /// Ranks of one host fall silent within so much of one another.
 const TOGETHER: Duration = Duration::from_secs(3);
 /// How much later than for a collective the deadline of a rank by itself is.
@@ -88,7 +90,7 @@ pub fn judge(evidence: &Evidence, now: Duration) -> Option<Judgement> {
         return Some(Judgement::Failed(Verdict { is_lasting: true, ..verdict }));
     }
     if let Some((status, at)) = &evidence.exit {
-        return after_exit(evidence, *status, now.saturating_sub(*at) >= EXIT_SETTLES);
+        return after_exit(evidence, *status, now, now.saturating_sub(*at) >= EXIT_SETTLES);
     }
     if let Some(first) = first_failure(evidence) {
         let all = evidence.ranks.iter().all(|r| r.failure.is_some());
@@ -122,7 +124,7 @@ fn failed(evidence: &Evidence, finding: Finding) -> Judgement {
 }
 
 /// `mpirun` has ended. `settled`: nothing more is to be expected.
-fn after_exit(evidence: &Evidence, status: ExitStatus, settled: bool) -> Option<Judgement> {
+fn after_exit(evidence: &Evidence, status: ExitStatus, now: Duration, settled: bool) -> Option<Judgement> {
     match &evidence.done {
         Some((Outcome::Finished { outputs }, _)) if status.success() => {
             return Some(Judgement::Finished(outputs.clone()));
@@ -145,9 +147,28 @@ fn after_exit(evidence: &Evidence, status: ExitStatus, settled: bool) -> Option<
     }
     let finding = match killed.or(evidence.rank_ends.first()) {
         Some(end) => rank_ended(evidence, end),
-        None => ended_unexplained(evidence, status),
+        None => mpirun_lost_a_host(evidence, now).unwrap_or_else(|| ended_unexplained(evidence, status)),
     };
     Some(failed(evidence, finding))
+}
+
+/// A host of which nothing was heard for a while when `mpirun` gave up: its own words do not say which.
+fn mpirun_lost_a_host(evidence: &Evidence, now: Duration) -> Option<Finding> {
+    // Ranks of other hosts left in good order when mpirun ended them.
+    let heard: Vec<Duration> = evidence.ranks.iter().map(|r| r.last_heard).collect();
+    let newest = heard.iter().max()?;
+    let (rank, _) = most_silent(evidence, now)?;
+    if *newest < heard[rank] + MISSED_BEATS {
+        return None;
+    }
+    let host = evidence.ranks[rank].identity.as_ref().map(|i| i.host.clone())?;
+    let what = format!(
+        "mpirun gave up when host {host} had not been heard of for {} s (rank {rank} was last heard of{}): it is down, or \
+         the network to it is cut",
+        newest.saturating_sub(heard[rank]).as_secs(),
+        doing(evidence, rank)
+    );
+    Some(Finding::new(&format!("host {host} is lost"), what))
 }
 
 fn first_failure(evidence: &Evidence) -> Option<Duration> {
@@ -196,30 +217,15 @@ fn gone(evidence: &Evidence, now: Duration) -> Option<Finding> {
 
 /// A rank, or all ranks of a host, that have not been heard of for too long.
 fn silent(evidence: &Evidence, now: Duration) -> Option<Finding> {
-    let limit = SILENCE.min(evidence.deadline);
-    let silence = |r: &RankEvidence| now.saturating_sub(r.last_heard);
-    let connected = || evidence.ranks.iter().enumerate().filter(|(_, r)| r.identity.is_some() && r.left.is_none());
-    let (rank, longest) = connected().map(|(i, r)| (i, silence(r))).max_by_key(|(i, d)| (*d, usize::MAX - i))?;
-    if longest <= limit {
+    let (rank, longest) = most_silent(evidence, now)?;
+    if longest <= SILENCE.min(evidence.deadline) {
         return None;
     }
-    let host_of = |r: &RankEvidence| r.identity.as_ref().map(|i| i.host.clone());
-    let host = host_of(&evidence.ranks[rank])?;
-    let is_here = |r: &RankEvidence| host_of(r).as_ref() == Some(&host);
-    let there: Vec<usize> = connected().filter(|(_, r)| is_here(r)).map(|(i, _)| i).collect();
-    let (seconds, doing) = (longest.as_secs(), doing(evidence, rank));
-    // One silent host among others: it is not its ranks' fault. Ranks of this host are looked at one by one.
-    let is_known = evidence.ranks[rank].process.is_some();
-    let all_silent = there.iter().all(|&i| silence(&evidence.ranks[i]) + TOGETHER > longest);
-    if !is_known && all_silent && there.len() < connected().count() {
-        let what = format!(
-            "host {host} has not been heard of for {seconds} s ({}; last heard of{doing}): it is down, or the network to it \
-             is cut",
-            ranks(&there)
-        );
-        return Some(Finding::new(&format!("host {host} is lost"), what).with_lines_of(&evidence.ranks[rank]));
+    // It is not the fault of a lost host's ranks.
+    if let Some(finding) = lost_host(evidence, rank, now) {
+        return Some(finding);
     }
-    let who = name(evidence, rank);
+    let (who, doing, seconds) = (name(evidence, rank), doing(evidence, rank), longest.as_secs());
     let why = as_the_kernel_sees_it(&evidence.ranks[rank]);
     let what = if doing.is_empty() {
         format!("{who} has been silent for {seconds} s, since it connected{why}")
@@ -227,6 +233,39 @@ fn silent(evidence: &Evidence, now: Duration) -> Option<Finding> {
         format!("{who} has been silent for {seconds} s; it was last heard of{doing}{why}")
     };
     Some(Finding::new(&format!("rank {rank} is silent"), what).with_lines_of(&evidence.ranks[rank]))
+}
+
+/// The rank that is connected and was last heard of the longest ago, and how long ago that is.
+fn most_silent(evidence: &Evidence, now: Duration) -> Option<(usize, Duration)> {
+    let silences = connected(evidence).map(|(i, r)| (i, now.saturating_sub(r.last_heard)));
+    silences.max_by_key(|(i, silence)| (*silence, usize::MAX - i))
+}
+
+fn connected(evidence: &Evidence) -> impl Iterator<Item = (usize, &RankEvidence)> {
+    evidence.ranks.iter().enumerate().filter(|(_, r)| r.identity.is_some() && r.left.is_none())
+}
+
+/// Whether all ranks of this rank's host are as silent as it is, and others are not.
+fn lost_host(evidence: &Evidence, rank: usize, now: Duration) -> Option<Finding> {
+    let host_of = |r: &RankEvidence| r.identity.as_ref().map(|i| i.host.clone());
+    let host = host_of(&evidence.ranks[rank])?;
+    let silence = |r: &RankEvidence| now.saturating_sub(r.last_heard);
+    let longest = silence(&evidence.ranks[rank]);
+    let (there, elsewhere): (Vec<_>, Vec<_>) =
+        connected(evidence).partition(|(_, r)| host_of(r).as_ref() == Some(&host));
+    let all_silent = there.iter().all(|(_, r)| silence(r) + TOGETHER > longest);
+    // The kernel tells of processes of this host: it is not lost.
+    if elsewhere.is_empty() || !all_silent || evidence.ranks[rank].process.is_some() {
+        return None;
+    }
+    let numbers: Vec<usize> = there.iter().map(|(i, _)| *i).collect();
+    let what = format!(
+        "host {host} has not been heard of for {} s ({}; last heard of{}): it is down, or the network to it is cut",
+        longest.as_secs(),
+        ranks(&numbers),
+        doing(evidence, rank)
+    );
+    Some(Finding::new(&format!("host {host} is lost"), what).with_lines_of(&evidence.ranks[rank]))
 }
 
 /// Why a rank that does not get on does not, if its kernel tells.
@@ -519,6 +558,18 @@ mod tests {
         assert!(s.starts_with("host n2 has not been heard of for 16 s (ranks 2, 3; last heard of at step 17"), "{s}");
         e.ranks[3].last_heard = 20 * SECOND;
         assert!(sentence(&e, 26 * SECOND).starts_with("rank 2 (n2, cpu, pid 42) has been silent"));
+    }
+
+    #[test]
+    fn an_mpirun_that_gives_up_on_a_host_is_understood() {
+        let mut e = on_hosts(&["n1", "n2"]);
+        e.ranks[0].last_heard = 21 * SECOND;
+        e.ranks[0].left = Some(21 * SECOND);
+        e.exit = Some((ExitStatus::from_raw(1 << 8), 21 * SECOND));
+        let s = sentence(&e, 22 * SECOND);
+        assert!(s.starts_with("mpirun gave up when host n2 had not been heard of for 11 s (rank 1 was"), "{s}");
+        e.ranks[0].last_heard = 12 * SECOND;
+        assert!(!sentence(&e, 22 * SECOND).contains("host n2"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod trainer;
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bam_cluster::fault::Point;
 use bam_cluster::protocol::{FromRank, StepReport, ToRank, TrainOrder};
 
@@ -98,7 +98,7 @@ fn one_step(
         seconds: start.elapsed().as_secs_f64(),
     };
     if let Some(metrics) = metrics {
-        metrics.add(&report)?;
+        metrics.add(&report).context("metrics.jsonl of this stage")?;
     }
     session.tell(&FromRank::Step(report))?;
     tracing::debug!(epoch = order.epoch, step, loss = tail.loss, "step");
