@@ -2,7 +2,6 @@
 //! every example counted exactly once.
 
 use anyhow::{Result, ensure};
-use bam_cluster::comm::{Activity, Communicator};
 use bam_cluster::config::{Layout, RegressionOutput};
 use bam_cluster::plan::slice_by_cost;
 use bam_cluster::task::Kind;
@@ -11,6 +10,7 @@ use tch::Tensor;
 use crate::data::TokenSet;
 use crate::model::{Batch, Bert, Sequence};
 use crate::objective::prediction;
+use crate::session::Session;
 
 /// At most so many tokens are computed at once.
 const TOKENS_AT_ONCE: usize = 2048;
@@ -75,20 +75,13 @@ pub fn outputs(
 }
 
 /// Predictions for all of `set`, computed by all ranks: class indices, or scores on the task's own scale, in the order
-/// of the set, on every rank. `activity` hears of every batch.
+/// of the set, on every rank.
 ///
 /// # Errors
 /// The model answers with something that is no number, or a collective did not come about.
-pub fn predict(
-    model: &Bert,
-    head: usize,
-    kind: &Kind,
-    set: &TokenSet,
-    world: &dyn Communicator,
-    activity: &Activity,
-    layout: Layout,
-    output: RegressionOutput,
-) -> Result<Vec<f32>> {
+pub fn predict(session: &Session, model: &Bert, head: usize, kind: &Kind, set: &TokenSet) -> Result<Vec<f32>> {
+    let (world, activity) = (session.world.as_ref(), &session.activity);
+    let (layout, output) = (session.recipe.cluster.layout, session.recipe.model.regression_output);
     let shares = deal(set, world.size());
     let raw = outputs(model, head, set, &shares[world.rank()], layout, |_| {
         activity.progress();

@@ -94,6 +94,5 @@ fn ask(session: &Session, stage: &str, task: &Task, set: &TokenSet) -> Result<Ve
     let whole = GivenTeacher { path: directory.to_owned(), labels: None };
     let found = TaskModel::inspect(&whole, task, &session.encoder.vocabulary(), session.recipe.model.max_length)?;
     let model = load(&found, task)?;
-    let (layout, output) = (session.recipe.cluster.layout, session.recipe.model.regression_output);
-    predict(&model, 0, &task.kind, set, session.world.as_ref(), &session.activity, layout, output)
+    predict(session, &model, 0, &task.kind, set)
 }

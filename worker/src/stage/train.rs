@@ -107,9 +107,7 @@ fn finish(session: &Session, tasks: &[&Task], model: &mut Bert) -> Result<Outcom
     let mut scores = Scores::new();
     for (head, task) in tasks.iter().enumerate() {
         let set = read_tokens(session, &task.name, "dev")?;
-        let (layout, output) = (session.recipe.cluster.layout, session.recipe.model.regression_output);
-        let predictions =
-            predict(model, head, &task.kind, &set, session.world.as_ref(), &session.activity, layout, output)?;
+        let predictions = predict(session, model, head, &task.kind, &set)?;
         scores.insert(task.name.clone(), score(&task.kind, &task.metrics, &predictions, &set.labels));
         if session.is_first() {
             let path = session.run.predictions(stage, &task.name, "dev");
