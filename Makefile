@@ -19,11 +19,11 @@ export PATH := $(CARGO_BIN):$(PATH)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint install clean
+.PHONY: help setup demo test bench reliability lint install clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
-	    | while IFS='|' read -r name text; do printf 'make %-8s  %s\n' "$$name" "$$text"; done
+	    | while IFS='|' read -r name text; do printf 'make %-11s  %s\n' "$$name" "$$text"; done
 
 setup: ## get what the build needs, and the demo's files, and build the programs
 	@setup/setup.sh packages rust libtorch demo-assets build
@@ -37,6 +37,9 @@ test: ## run all tests, on the programs as released
 
 bench: setup ## measure speed and memory against their targets (some ten minutes)
 	cargo bench -p bam-tests --locked
+
+reliability: setup ## kill runs two hundred times, at random and at every point of a commit, and compare (half an hour)
+	RELIABILITY_KILLS=200 cargo test --release -p bam-tests --locked --test reliability -- --nocapture
 
 # In the release profile, so that libtorch's bindings are compiled once for this and for the tests.
 lint: ## check format, lints, documentation, shell scripts and the dependencies' licences

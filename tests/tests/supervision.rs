@@ -10,8 +10,10 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use bam_tests::{Bam, Finished, Recipe, Run, Workplace, program, say_skipped};
+use bam_tests::{Bam, Finished, Recipe, Run, Workplace, program, say_skipped, tree};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 /// Seconds: the recipe's `cluster.deadline`.
 const DEADLINE: u64 = 6;
@@ -121,6 +123,34 @@ fn a_rank_that_does_not_come_to_a_collective_is_named_with_it() {
     for part in ["rank 1 (", "did not come to collective 'gradients' (no. ", "in which rank 0 (", "at step 17"] {
         assert!(finished.stderr.contains(part), "{part}: {finished}");
     }
+    reference.assert_same(&run);
+}
+
+#[test]
+fn a_read_that_never_ends_is_named() {
+    let reference = undisturbed();
+    let run = reference.before_training("stuck");
+    // A pipe that nobody writes to: to a reader it is a file system that does not answer.
+    let (file, kept) = (run.at("data/cola-train.h5"), run.at("kept"));
+    fs::rename(&file, &kept).unwrap();
+    mkfifo(&file, Mode::S_IRWXU).unwrap();
+    let finished = command(&reference.place, &run).arg("-o").arg("cluster.max_restarts=0").finish();
+    finished.expect_error(1, &["rank ", "in phase 'loading' and has not got on for", "cluster.deadline is 6 s"]);
+    fs::rename(&kept, &file).unwrap();
+    command(&reference.place, &run).expect(0);
+    reference.assert_same(&run);
+}
+
+#[test]
+fn an_mpirun_that_is_killed_takes_nothing_with_it() {
+    let reference = undisturbed();
+    let run = reference.before_training("mpirun");
+    let mut running = command(&reference.place, &run).start();
+    running.wait_until("step 10", || run.steps("multi").len() >= 10);
+    let mpirun = tree(running.pid()).into_iter().find(|p| p.name == "mpirun" || p.name == "orterun").unwrap();
+    mpirun.signal(Signal::SIGKILL);
+    let finished = running.finish().expect(0);
+    assert!(finished.stderr.contains("restart 1 of 3"), "{finished}");
     reference.assert_same(&run);
 }
 
