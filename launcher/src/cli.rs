@@ -67,9 +67,22 @@ pub struct RecipeArguments {
     /// Number of processes (cluster.processes)
     #[arg(short = 'n', long = "processes", value_name = "N")]
     pub processes: Option<usize>,
+    /// Hosts to start ranks on, for example n1:2,n2:2 (cluster.hosts)
+    #[arg(long, value_name = "HOST[:RANKS]", value_delimiter = ',')]
+    pub hosts: Vec<String>,
     /// Change one value of the recipe, for example train.multi.epochs=3; may be repeated
     #[arg(short = 'o', long = "override", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+impl RecipeArguments {
+    /// All changes to the recipe, the later ones stronger.
+    pub fn changes(&self) -> Vec<String> {
+        let hosts: Vec<String> = self.hosts.iter().map(|host| format!("'{host}'")).collect();
+        let hosts = (!hosts.is_empty()).then(|| format!("cluster.hosts=[{}]", hosts.join(", ")));
+        let processes = self.processes.map(|n| format!("cluster.processes={n}"));
+        self.overrides.iter().cloned().chain(hosts).chain(processes).collect()
+    }
 }
 
 /// `bam run`.

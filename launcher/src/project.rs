@@ -35,10 +35,7 @@ impl Project {
     /// # Errors
     /// Everything that is wrong with the recipe, the encoder's directory or the tasks' files.
     pub fn load(arguments: &RecipeArguments) -> anyhow::Result<Project> {
-        let mut overrides = arguments.overrides.iter().map(|o| o.parse()).collect::<Result<Vec<Override>, _>>()?;
-        if let Some(n) = arguments.processes {
-            overrides.push(format!("cluster.processes={n}").parse()?);
-        }
+        let overrides = arguments.changes().iter().map(|o| o.parse()).collect::<Result<Vec<Override>, _>>()?;
         let recipe = config::load(&arguments.config, &overrides)?;
         let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)?;
         let tasks = recipe.tasks();

@@ -27,7 +27,7 @@ pub fn run(arguments: &RehearseArguments) -> anyhow::Result<u8> {
     let rehearsal = Rehearsal {
         directory: std::path::absolute(&directory).with_context(|| directory.display().to_string())?,
         config: arguments.recipe.config.clone(),
-        overrides: cut.overrides,
+        overrides: cut.changes(),
         processes,
         plan: small.plan,
     };

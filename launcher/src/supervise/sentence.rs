@@ -48,14 +48,18 @@ pub(super) fn rank_ended(evidence: &Evidence, end: &RankEnd) -> Finding {
             };
             let what = format!("{who} was killed by signal {signal}{}", doing(evidence, *rank));
             let what = if signal.starts_with("9 ") { what + &short_of_memory(evidence, *rank) } else { what };
-            Finding { what, last_lines: String::new(), kind: format!("rank {rank}: signal {signal}") }
+            Finding { what, last_lines: last_lines(evidence, *rank), kind: format!("rank {rank}: signal {signal}") }
         }
         RankEnd::Status { rank, status } => Finding {
             what: format!("{} ended with status {status}{}", name(evidence, *rank), doing(evidence, *rank)),
-            last_lines: evidence.ranks.get(*rank).map(|r| r.tail.quoted()).unwrap_or_default(),
+            last_lines: last_lines(evidence, *rank),
             kind: format!("rank {rank}: status {status}"),
         },
     }
+}
+
+fn last_lines(evidence: &Evidence, rank: usize) -> String {
+    evidence.ranks.get(rank).map(|r| r.tail.quoted()).unwrap_or_default()
 }
 
 /// Whether the kernel killed for lack of memory meanwhile, and how much the rank had.
