@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
-use bam_tests::{Recipe, Workplace};
+use std::time::{Duration, Instant};
+
+use bam_tests::{Process, Recipe, Workplace};
+use nix::sys::signal::Signal;
 
 fn place() -> Workplace {
     let place = Workplace::new();
@@ -16,7 +19,7 @@ fn place() -> Workplace {
 #[test]
 fn a_recipe_survives_its_rehearsal_and_the_table_says_so() {
     let place = place();
-    let done = place.bam(["rehearse", "recipe.yaml"]).within(std::time::Duration::from_secs(600)).expect(0);
+    let done = place.bam(["rehearse", "recipe.yaml"]).within(Duration::from_secs(600)).expect(0);
     for part in [
         "rank 0 is killed in step",
         "rank 1 is killed in step",
@@ -40,6 +43,20 @@ fn a_recipe_survives_its_rehearsal_and_the_table_says_so() {
         std::fs::read_dir(place.at("runs/tiny-rehearsal")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "{left:?}");
     assert!(!place.at("runs/tiny").exists());
+}
+
+#[test]
+fn a_rehearsal_that_is_interrupted_leaves_nothing_running() {
+    let place = place();
+    let mut running = place.bam(["rehearse", "recipe.yaml"]).start();
+    let ranks = running.ranks(2);
+    running.signal(Signal::SIGTERM);
+    running.finish().expect_error(1, &["the rehearsal was interrupted"]);
+    let since = Instant::now();
+    while ranks.iter().any(Process::is_alive) {
+        assert!(since.elapsed() < Duration::from_secs(10), "still there: {ranks:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]

@@ -315,7 +315,8 @@ pub struct CheckpointSection {
     pub every_steps: u64,
     /// How many of a stage are kept.
     pub keep: usize,
-    /// Whether training goes on while a checkpoint is written; it takes three copies of the parameters in memory.
+    /// Whether training goes on while a checkpoint is written; it takes the first rank as
+    /// much memory again as parameters and moments.
     pub asynchronous: bool,
     /// Seconds between the scheduler's signal that time is up and the end (Slurm: `--signal=USR1@120`), if there is one;
     /// bam warns if a step and a checkpoint take longer.

@@ -11,6 +11,7 @@ use crate::cli::RehearseArguments;
 use crate::project::Project;
 use crate::rehearsal::{EVERY_STEPS, Extent, Outcome, Rehearsal, cut_down, scenarios};
 use crate::report::plain_table;
+use crate::supervise::Interrupts;
 
 /// Rehearses.
 pub fn run(arguments: &RehearseArguments) -> anyhow::Result<u8> {
@@ -30,6 +31,7 @@ pub fn run(arguments: &RehearseArguments) -> anyhow::Result<u8> {
         overrides: cut.changes(),
         processes,
         plan: small.plan,
+        interrupts: Interrupts::listen().context("cannot listen for signals")?,
     };
     // Nobody may be there to read it any more; that must not end a rehearsal.
     let tell = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));

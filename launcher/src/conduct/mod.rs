@@ -261,7 +261,12 @@ impl<'a> Conductor<'a> {
             };
             checkpoint = verdict.checkpoint;
             match decision {
-                Decision::Restart { pause, .. } => self.pause(pause),
+                Decision::Restart { pause, .. } => {
+                    self.pause(pause);
+                    if let (Some(step), Some(_)) = (checkpoint, self.interrupts.wish()) {
+                        return Ok(End::Stopped { step });
+                    }
+                }
                 Decision::GiveUp(why) => return Err(self.failure(stage, verdict, why).into()),
             }
         }

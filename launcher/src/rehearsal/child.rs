@@ -8,13 +8,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::LONGEST_RUN;
+use crate::supervise::Interrupts;
 
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Two signals that come faster count as one.
+const AT_A_PERSONS_PACE: Duration = Duration::from_millis(300);
+/// How long a `bam run` may take to end when it is told to a second time.
+const END_WITHIN: Duration = Duration::from_secs(15);
 
 /// What to run.
 pub struct Invocation<'a> {
@@ -28,12 +33,13 @@ pub struct Invocation<'a> {
     pub run: &'a Path,
 }
 
-/// A running `bam run`. Dropped, it is killed; its ranks see that and end.
+/// A running `bam run`. Dropped, it is ended with its ranks.
 pub struct Child {
     child: std::process::Child,
     lines: Arc<Mutex<Vec<(Instant, String)>>>,
     reader: Option<JoinHandle<()>>,
     began: Instant,
+    interrupts: Interrupts,
 }
 
 /// A `bam run` that has ended.
@@ -46,7 +52,7 @@ pub struct Ended {
 
 impl Child {
     /// Starts it, with `more` arguments.
-    pub fn start(invocation: &Invocation, more: &[&str]) -> anyhow::Result<Child> {
+    pub fn start(invocation: &Invocation, more: &[&str], interrupts: &Interrupts) -> anyhow::Result<Child> {
         let own = std::env::current_exe().context("this program's own file")?;
         let mut command = Command::new(&own);
         command.arg("run").arg(invocation.config).args(["-n", &invocation.processes.to_string()]);
@@ -65,7 +71,7 @@ impl Child {
                 }
             })
         });
-        Ok(Child { child, lines, reader, began: Instant::now() })
+        Ok(Child { child, lines, reader, began: Instant::now(), interrupts: interrupts.clone() })
     }
 
     /// Waits until so many steps are in a stage's metrics.
@@ -73,6 +79,7 @@ impl Child {
         let done = || fs::read(metrics).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count() as u64);
         let pid = self.child.id();
         while done() < steps {
+            self.go_on()?;
             let is_over = self.reader.as_ref().is_none_or(JoinHandle::is_finished);
             if is_over || self.began.elapsed() > LONGEST_RUN {
                 bail!("bam run (pid {pid}) did not come to step {steps}:\n{}", said(&self.heard()));
@@ -94,11 +101,18 @@ impl Child {
             if let Some(status) = self.child.try_wait().context("waiting for bam run")? {
                 return Ok(self.ended(status));
             }
+            self.go_on()?;
             if self.began.elapsed() > LONGEST_RUN {
                 bail!("bam run has not ended within {LONGEST_RUN:?}:\n{}", said(&self.heard()));
             }
             thread::sleep(LOOK_EVERY);
         }
+    }
+
+    /// Fails if somebody wants the rehearsal to end.
+    fn go_on(&self) -> anyhow::Result<()> {
+        ensure!(self.interrupts.wish().is_none(), "the rehearsal was interrupted");
+        Ok(())
     }
 
     fn ended(&mut self, status: ExitStatus) -> Ended {
@@ -117,6 +131,18 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        // Insists, as a person would: `bam` then ends its ranks at once.
+        for _ in 0..2 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            self.signal(Signal::SIGTERM);
+            thread::sleep(AT_A_PERSONS_PACE);
+        }
+        let since = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && since.elapsed() < END_WITHIN {
+            thread::sleep(LOOK_EVERY);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

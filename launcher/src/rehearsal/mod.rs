@@ -18,6 +18,7 @@ use bam_cluster::run_dir::RunDir;
 use bam_cluster::{digest, exit_code, files};
 use nix::sys::signal::Signal;
 
+use crate::supervise::Interrupts;
 use child::{Child, Ended, Invocation};
 use scenario::{Proof, Scenario, Trouble};
 
@@ -37,6 +38,8 @@ pub struct Rehearsal {
     pub processes: usize,
     /// What runs, cut down.
     pub plan: Plan,
+    /// Wishes for an end.
+    pub interrupts: Interrupts,
 }
 
 /// How one piece of trouble ended.
@@ -176,7 +179,7 @@ impl Rehearsal {
 
     fn start(&self, run: &RunDir, more: &[&str], processes: usize) -> anyhow::Result<Child> {
         let invocation = Invocation { config: &self.config, overrides: &self.overrides, processes, run: run.path() };
-        Child::start(&invocation, more)
+        Child::start(&invocation, more, &self.interrupts)
     }
 
     fn ending(&self, run: &RunDir) -> anyhow::Result<Ending> {

@@ -28,8 +28,7 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// Writes one model's checkpoints.
 pub struct Saver {
     writer: Writer,
-    is_asynchronous: bool,
-    /// Room for the next copy.
+    /// Room for the next copy; none while it is being written, and none at all if training waits for its checkpoints.
     room: Option<Frozen>,
     under_way: Option<JoinHandle<Result<Frozen>>>,
 }
@@ -48,12 +47,23 @@ struct Shape {
     ranges: Vec<Range<usize>>,
 }
 
-/// Parameters and moments as they were at one moment. Kept for the next checkpoint: fresh memory costs more than the copy.
-#[derive(Default)]
-struct Frozen {
-    values: Vec<f32>,
-    first: Vec<f32>,
-    second: Vec<f32>,
+/// What a checkpoint holds, flat: parameters, first and second moments.
+type Tensors<'a> = [&'a [f32]; 3];
+
+/// A copy of all that, as it was at one moment. Kept for the next checkpoint: fresh memory costs more than the copy.
+struct Frozen([Vec<f32>; 3]);
+
+impl Frozen {
+    /// Room for a copy, which the system has really given: a value other than 0 has been written into every page.
+    fn room(values: usize) -> Frozen {
+        Frozen([(); 3].map(|()| vec![f32::NAN; values]))
+    }
+
+    fn freeze(&mut self, tensors: Tensors) {
+        for (room, values) in self.0.iter_mut().zip(tensors) {
+            room.copy_from_slice(values);
+        }
+    }
 }
 
 impl Saver {
@@ -62,32 +72,32 @@ impl Saver {
         let shape = Arc::new(Shape { specs: parameters.specs().to_vec(), ranges: parameters.ranges().to_vec() });
         let (control, faults) = (session.control.clone(), session.faults.clone());
         let writer = Writer { store, shape, control, faults };
-        let is_asynchronous = session.recipe.checkpoint.asynchronous;
-        Saver { writer, is_asynchronous, room: None, under_way: None }
+        // Only the first rank writes.
+        let is_asynchronous = session.recipe.checkpoint.asynchronous && session.is_first();
+        let room = is_asynchronous.then(|| Frozen::room(parameters.len()));
+        Saver { writer, room, under_way: None }
     }
 
-    /// Takes a copy and begins to write it, after the one before is on disk.
+    /// Takes a copy and begins to write it, after the one before is on disk; or, if the recipe wants that, writes what is
+    /// there without a copy.
     ///
     /// # Errors
     /// The one before, or this one if it is not asynchronous, could not be written.
     pub fn save(&mut self, state: State, parameters: &mut Parameters, optimizer: &Optimizer) -> Result<()> {
         let began = Instant::now();
         self.settle()?;
-        let mut copy = self.room.take().unwrap_or_default();
         let (first, second) = optimizer.moments();
-        for (room, values) in
-            [(&mut copy.values, &*parameters.values_mut()), (&mut copy.first, first), (&mut copy.second, second)]
-        {
-            room.clear();
-            room.extend_from_slice(values);
-        }
+        let tensors = [&*parameters.values_mut(), first, second];
+        let Some(mut frozen) = self.room.take() else {
+            return self.writer.write(&state, tensors, began, None);
+        };
+        frozen.freeze(tensors);
+        let stall = began.elapsed().as_secs_f64();
         let writer = self.writer.clone();
-        if self.is_asynchronous {
-            let stall = began.elapsed().as_secs_f64();
-            self.under_way = Some(thread::spawn(move || writer.write(&state, copy, began, Some(stall))));
-            return Ok(());
-        }
-        self.room = Some(writer.write(&state, copy, began, None)?);
+        self.under_way = Some(thread::spawn(move || {
+            writer.write(&state, frozen.0.each_ref().map(|values| &values[..]), began, Some(stall))?;
+            Ok(frozen)
+        }));
         Ok(())
     }
 
@@ -113,7 +123,7 @@ impl Saver {
 
 impl Writer {
     /// Writes, syncs and commits; tells the launcher. `stall`: for how long training stood still; none: until the end.
-    fn write(&self, state: &State, copy: Frozen, began: Instant, stall: Option<f64>) -> Result<Frozen> {
+    fn write(&self, state: &State, tensors: Tensors, began: Instant, stall: Option<f64>) -> Result<()> {
         let passed = |point: CommitPoint| {
             self.faults.reach(Point::Commit { step: state.step, point: point.number() });
         };
@@ -124,16 +134,15 @@ impl Writer {
             let path = draft.file(name);
             |source| CheckpointError::Io { path, source }
         };
-        write_values(&draft.file(MODEL), specs, ranges, &copy.values, false).map_err(io(MODEL))?;
+        let [values, first, second] = tensors;
+        write_values(&draft.file(MODEL), specs, ranges, values, false).map_err(io(MODEL))?;
         passed(CommitPoint::ModelWritten);
-        let moments = (&copy.first[..], &copy.second[..]);
-        write_moments(&draft.file(OPTIMIZER), specs, ranges, moments).map_err(io(OPTIMIZER))?;
+        write_moments(&draft.file(OPTIMIZER), specs, ranges, (first, second)).map_err(io(OPTIMIZER))?;
         passed(CommitPoint::OptimizerWritten);
         self.store.commit(draft, state, passed)?;
         let seconds = began.elapsed().as_secs_f64();
         let receipt = state.receipt.as_str().to_owned();
         let report = CheckpointReport { step: state.step, receipt, stall: stall.unwrap_or(seconds), seconds };
-        self.control.send(&FromRank::Checkpoint(report))?;
-        Ok(copy)
+        self.control.send(&FromRank::Checkpoint(report))
     }
 }
