@@ -53,7 +53,7 @@ pub(super) fn rank_ended(evidence: &Evidence, end: &RankEnd) -> Finding {
         RankEnd::Status { rank, status } => Finding {
             what: format!("{} ended with status {status}{}", name(evidence, *rank), doing(evidence, *rank)),
             last_lines: last_lines(evidence, *rank),
-            kind: format!("rank {rank}: status {status}"),
+            kind: ended_with(*status),
         },
     }
 }
@@ -95,9 +95,13 @@ pub(super) fn ended_unexplained(evidence: &Evidence, status: ExitStatus) -> Find
         }
         _ => format!("mpirun {how}, but no rank said that the stage is complete"),
     };
-    let own = evidence.mpirun_tail.quoted();
-    let last_lines = if own.is_empty() { tails(evidence) } else { own };
-    Finding { what, last_lines, kind: format!("mpirun {how}") }
+    let last_lines = tails(evidence) + &evidence.mpirun_tail.quoted();
+    Finding { what, last_lines, kind: status.code().map_or(how, ended_with) }
+}
+
+/// Whether `mpirun` finds the time to say which rank it was is chance: the kind of failure is the same.
+fn ended_with(status: i32) -> String {
+    format!("status {status}")
 }
 
 /// The last lines of the first rank that printed any.
