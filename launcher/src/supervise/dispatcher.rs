@@ -356,6 +356,7 @@ impl Dispatcher<'_> {
     fn close(&mut self) {
         self.screen.end_stage(&self.job.stage.name);
         if self.evidence.exit.is_none() {
+            self.log.launcher("ending what still runs");
             self.process.terminate();
             if !self.ends_within(TERMINATE_WITHIN) {
                 self.kill_now();

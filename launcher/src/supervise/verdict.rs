@@ -25,7 +25,7 @@ const OTHERS_FIRST: Duration = Duration::from_secs(1);
 const LEAVING_SETTLES: Duration = Duration::from_secs(2);
 /// Loading MPI and libtorch from a slow file system takes its time, but not this long.
 const CONNECT_WITHIN: Duration = Duration::from_secs(120);
-/// After the last word of rank 0 there is nothing left to do.
+/// How long ranks may take to end after rank 0's last word.
 const END_WITHIN: Duration = Duration::from_secs(30);
 /// Ranks fail one after another, and `mpirun` tells a second or two later who was first.
 const FAILURES_SETTLE: Duration = Duration::from_secs(2);
@@ -96,10 +96,12 @@ pub fn judge(evidence: &Evidence, now: Duration) -> Option<Judgement> {
         let all = evidence.ranks.iter().all(|r| r.failure.is_some());
         return (all || now.saturating_sub(first) >= FAILURES_SETTLE).then(|| failures(evidence));
     }
-    if let Some((_, at)) = &evidence.done {
-        let what = "the stage's work was done, but its processes did not end";
-        return (now.saturating_sub(*at) > END_WITHIN)
-            .then(|| failed(evidence, Finding::new("no end", what.to_owned())));
+    if let Some((outcome, at)) = &evidence.done {
+        // All ranks have met after their last work, and all of it is on disk: they are ended if they do not end.
+        return (now.saturating_sub(*at) > END_WITHIN).then(|| match outcome {
+            Outcome::Finished { outputs } => Judgement::Finished(outputs.clone()),
+            Outcome::Stopped { step } => Judgement::Stopped { step: *step },
+        });
     }
     let finding = gone(evidence, now)
         .or_else(|| silent(evidence, now))
@@ -484,7 +486,8 @@ mod tests {
         let mut e = evidence();
         e.done = Some((Outcome::Finished { outputs: outputs.clone() }, 9 * SECOND));
         assert_eq!(judge(&e, 10 * SECOND), None);
-        assert!(sentence(&e, 40 * SECOND).contains("did not end"));
+        // Processes that do not end have nothing left to do.
+        assert_eq!(judge(&e, 40 * SECOND), Some(Judgement::Finished(outputs.clone())));
         exit(&mut e, 0);
         assert_eq!(judge(&e, 10 * SECOND), Some(Judgement::Finished(outputs)));
         exit(&mut e, 1);
