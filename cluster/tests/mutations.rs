@@ -240,7 +240,8 @@ fn try_recipe(path: &Path, text: &[u8]) -> Option<Recipe> {
             }
         }
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "{} bytes of recipe took {:?}", text.len(), begun.elapsed());
+    // Not a measurement: what gets out of proportion takes hours.
+    assert!(begun.elapsed() < Duration::from_secs(60), "{} bytes of recipe took {:?}", text.len(), begun.elapsed());
     recipe
 }
 

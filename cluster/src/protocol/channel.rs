@@ -653,7 +653,7 @@ mod tests {
         let since = Instant::now();
         let refused = accept(&stream, &secret, Duration::from_millis(200)).unwrap_err();
         assert!(matches!(refused, ChannelError::Late), "{refused}");
-        assert!(since.elapsed() < Duration::from_secs(2));
+        assert!(since.elapsed() < Duration::from_secs(8));
         drop(stream);
         dribble.join().unwrap();
     }

@@ -264,7 +264,7 @@ mod tests {
         let (mut sender, _receiver) = join(&admission);
         sender.send(&hello(3)).unwrap();
         let pushed_out = events.iter().take_while(|e| !matches!(e, Event::Joined { .. })).count();
-        assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+        assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
         // The rank itself took a place for a moment.
         let room = STRANGERS + 2;
         assert!((1000 - room..=1001 - room).contains(&pushed_out), "{pushed_out}");
