@@ -12,6 +12,7 @@ use crate::command::submission::SubmissionError;
 use crate::conduct::StageFailed;
 use crate::report::NotARun;
 use crate::run_claim::OtherRecipe;
+use crate::slurm::ScriptError;
 use crate::stage_inputs::MissingProduct;
 
 /// The error and its causes in one line, each said once: many of our errors already quote their cause.
@@ -36,7 +37,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(failed) = cause.downcast_ref::<StageFailed>() {
         return Some(failed.exit_code);
     }
-    if cause.is::<ConfigError>() || cause.is::<OtherRecipe>() || cause.is::<NotARun>() {
+    if cause.is::<ConfigError>() || cause.is::<OtherRecipe>() || cause.is::<NotARun>() || cause.is::<ScriptError>() {
         return Some(exit_code::USAGE);
     }
     if let Some(error) = cause.downcast_ref::<ExportError>() {
