@@ -37,8 +37,14 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(failed) = cause.downcast_ref::<StageFailed>() {
         return Some(failed.exit_code);
     }
-    if cause.is::<ConfigError>() || cause.is::<OtherRecipe>() || cause.is::<NotARun>() || cause.is::<ScriptError>() {
+    if cause.is::<ConfigError>() || cause.is::<OtherRecipe>() || cause.is::<NotARun>() {
         return Some(exit_code::USAGE);
+    }
+    if let Some(error) = cause.downcast_ref::<ScriptError>() {
+        return Some(match error {
+            ScriptError::NoBash { .. } => exit_code::FAILURE,
+            _ => exit_code::USAGE,
+        });
     }
     if let Some(error) = cause.downcast_ref::<ExportError>() {
         return Some(match error {

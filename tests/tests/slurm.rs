@@ -5,6 +5,7 @@
 
 use std::env;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::thread;
@@ -239,8 +240,10 @@ fn what_cannot_run_is_not_submitted() {
     cluster.slurm.set("refuse-submit", "sbatch: error: Job violates accounting/QOS policy\n");
     cluster.submit().finish().expect_error(1, &["sbatch --parsable", "violates accounting/QOS policy"]);
     assert!(!cluster.run().at("slurm/job.json").exists());
-    let nowhere = cluster.submit().env("PATH", cluster.place.at("tmp"));
-    nowhere.env("BAM_MPIRUN", "/bin/true").finish().expect(1);
+    fs::create_dir(cluster.place.at("bin")).unwrap();
+    symlink("/bin/bash", cluster.place.at("bin/bash")).unwrap();
+    let nowhere = cluster.submit().env("PATH", cluster.place.at("bin")).env("BAM_MPIRUN", "/bin/true");
+    nowhere.finish().expect_error(1, &["sbatch: No such file", "try on a login node"]);
 }
 
 #[test]
@@ -358,7 +361,7 @@ fn a_real_slurm_puts_a_job_of_two_nodes_back_into_its_queue() {
     let place = Workplace::new();
     let Some(lab) = Lab::up("a_real_slurm_puts_a_job_of_two_nodes_back_into_its_queue", &place) else { return };
     let mut recipe = recipe();
-    recipe.multi = "epochs: 200, batch_size: 16, learning_rate: 0.001".into();
+    recipe.multi = "epochs: 600, batch_size: 16, learning_rate: 0.001".into();
     recipe.slurm = "nodes: 2, time: 2, lead: 90".into();
     place.recipe("recipe.yaml", &recipe);
     let run = Run::new(place.at("runs/tiny"));
@@ -367,12 +370,14 @@ fn a_real_slurm_puts_a_job_of_two_nodes_back_into_its_queue() {
         .expect_error(1, &["sbatch --test-only"]);
     assert!(!run.path().exists());
     lab.bam(&place, &["submit", "recipe.yaml"]).expect(0);
-    let output = || fs::read_to_string(run.at("logs/slurm-1.out")).unwrap_or_default();
+    // To ask whether a job would be taken uses numbers up.
+    let id = run.json("slurm/job.json")["job"].as_u64().unwrap();
+    let output = || fs::read_to_string(run.at(format!("logs/slurm-{id}.out"))).unwrap_or_default();
     let status = || lab.bam(&place, &["status", "runs/tiny"]).expect(0).stdout;
     wait("training", || run.steps("multi").len() > 10);
     let said = status();
-    assert!(said.contains("job 1: running on n[1-2] since "), "{said}");
-    lab.bam(&place, &["submit", "recipe.yaml"]).finish().expect_error(1, &["job 1 of this run", "RUNNING"]);
+    assert!(said.contains(&format!("job {id}: running on n[1-2] since ")), "{said}");
+    lab.bam(&place, &["submit", "recipe.yaml"]).finish().expect_error(1, &["of this run", "is still RUNNING"]);
     // Slurm's own signal, as its time limit nears.
     wait("the time limit", || output().contains("back into the queue"));
     wait("the second start", || output().contains("start 1, "));

@@ -234,7 +234,9 @@ fn check_prologue(key: &str, line: &str) -> Result<(), ConfigError> {
         )
     })?;
     let backslashes = line.chars().rev().take_while(|c| *c == '\\').count();
-    require(backslashes % 2 == 0, key, || "ends with a backslash, which would swallow the next line".to_owned())
+    require(backslashes.is_multiple_of(2), key, || {
+        "ends with a backslash, which would swallow the next line".to_owned()
+    })
 }
 
 fn check_extra(key: &str, option: &str) -> Result<(), ConfigError> {
@@ -246,7 +248,7 @@ fn check_extra(key: &str, option: &str) -> Result<(), ConfigError> {
     })?;
     // sbatch takes what is in quotes as one word; without them a space begins another option, and '#' a comment.
     let has_odd = option.chars().any(|c| c.is_control() || c == '\\' || c == '\'' || c == '#');
-    require(!has_odd && option.matches('"').count() % 2 == 0, key, || {
+    require(!has_odd && option.matches('"').count().is_multiple_of(2), key, || {
         format!("{option:?}: no control characters, backslashes, ' or #, and \" in pairs")
     })?;
     let mut in_quotes = false;
