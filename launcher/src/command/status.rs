@@ -142,7 +142,8 @@ fn conclusion(directory: &Path, status: &Status) -> String {
     };
     match status.history.last() {
         Some(Entry { event: Event::Stop, reason: Some(reason), time, .. }) if reason != "done" => {
-            format!("stopped {time}: {reason}\n{again}")
+            // The rest is in the job's output.
+            format!("stopped {time}: {}\n{again}", reason.lines().next().unwrap_or_default())
         }
         Some(Entry { event: Event::Start, time, host, .. }) => {
             format!("killed: it began {time} on {host} and has not said why it ended\n{again}")
