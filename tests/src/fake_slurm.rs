@@ -40,7 +40,6 @@ id=$1; job="$slurm/$id"
 export SLURM_JOB_ID=$id SLURM_NTASKS=2 SLURM_JOB_NODELIST=n1
 output=$(sed -n 's/^#SBATCH --output="*\([^"]*\)"*$/\1/p' "$job/script" | sed "s/%j/$id/; s/%%/%/g")
 while :; do
-    echo PENDING >"$job/state"
     while [ -e "$slurm/hold" ]; do sleep 0.05; done
     [ "$(cat "$job/state")" = PENDING ] || exit 0
     restarts=$(cat "$job/restarts")
@@ -52,6 +51,7 @@ while :; do
     echo $code >"$job/code"
     [ -e "$job/requeue" ] || break
     rm "$job/requeue"
+    echo PENDING >"$job/state"
     echo $((restarts + 1)) >"$job/restarts"
 done
 case $code in 0) echo COMPLETED ;; *) echo FAILED ;; esac >"$job/state"
