@@ -107,6 +107,46 @@ impl RunDir {
         self.0.join("logs").join(format!("{stage}.log"))
     }
 
+    /// One line for each start and end of `bam` in a batch job.
+    pub fn history(&self) -> PathBuf {
+        self.0.join("history.jsonl")
+    }
+
+    /// Everything of the batch job.
+    pub fn slurm(&self) -> PathBuf {
+        self.0.join("slurm")
+    }
+
+    /// The batch script that was submitted.
+    pub fn job_script(&self) -> PathBuf {
+        self.slurm().join("job.sh")
+    }
+
+    /// The recipe as it was when it was submitted, completed with defaults.
+    pub fn job_recipe(&self) -> PathBuf {
+        self.slurm().join("recipe.yaml")
+    }
+
+    /// What is known of the job that was submitted last.
+    pub fn job(&self) -> PathBuf {
+        self.slurm().join("job.json")
+    }
+
+    /// Held by whoever submits.
+    pub fn submit_lock(&self) -> PathBuf {
+        self.slurm().join("lock")
+    }
+
+    /// There when the job is not to be put into the queue again.
+    pub fn cancelled(&self) -> PathBuf {
+        self.slurm().join("cancelled")
+    }
+
+    /// What the batch script and `bam` in it print, as Slurm names files: `%j` is the job's number.
+    pub fn job_output(&self) -> PathBuf {
+        self.0.join("logs").join("slurm-%j.out")
+    }
+
     /// The results of the whole run.
     pub fn report(&self) -> PathBuf {
         self.0.join("report.json")

@@ -17,6 +17,9 @@ Examples:
                                           answers to GLUE's test sets, as its server takes them
   bam export runs/demo                    the student as one model per task, for transformers
   bam rehearse configs/demo.yaml -n 2     kills, hangs, damage: does it survive here?
+  bam submit configs/demo.yaml -n 2 -o slurm.time=8:00:00
+                                          the same as a batch job of Slurm (--dry-run shows the script)
+  bam status runs/demo                    queued, running, done? how far?
 
 Exit codes:
   0    done
@@ -57,6 +60,12 @@ pub enum Command {
     Export(ExportArguments),
     /// Run a recipe, cut down, through every kind of trouble: does it end with the same weights on this machine?
     Rehearse(RehearseArguments),
+    /// Do everything that a recipe asks for in a batch job of Slurm, which goes on by itself when its time is up
+    Submit(SubmitArguments),
+    /// Say how far a run is, and what becomes of its batch job
+    Status(RunDirArguments),
+    /// Stop a run's batch job at a checkpoint, or take it out of the queue
+    Cancel(RunDirArguments),
 }
 
 /// A recipe and changes to it.
@@ -64,7 +73,7 @@ pub enum Command {
 pub struct RecipeArguments {
     /// The recipe, a YAML file
     pub config: PathBuf,
-    /// Number of processes (cluster.processes)
+    /// Number of processes (cluster.processes) [default: in a batch job, its number of tasks]
     #[arg(short = 'n', long = "processes", value_name = "N")]
     pub processes: Option<usize>,
     /// Hosts to start ranks on, for example n1:2,n2:2 (cluster.hosts)
@@ -97,6 +106,27 @@ pub struct RunArguments {
     /// Let a rank fail once, for example student:kill:1:step-12 (as `bam rehearse` does)
     #[arg(long, value_name = "FAILURE", hide_short_help = true)]
     pub inject: Vec<Fault>,
+}
+
+/// `bam submit`.
+#[derive(Debug, Args)]
+pub struct SubmitArguments {
+    /// What to run.
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// Where everything is written; all nodes must see it [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Print the batch script; submit and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `bam status` and `bam cancel`.
+#[derive(Debug, Args)]
+pub struct RunDirArguments {
+    /// The run's directory, for example runs/demo
+    pub run_dir: PathBuf,
 }
 
 /// `bam rehearse`.

@@ -12,6 +12,7 @@ use crate::command::submission::SubmissionError;
 use crate::conduct::StageFailed;
 use crate::report::NotARun;
 use crate::run_claim::OtherRecipe;
+use crate::slurm::ScriptError;
 use crate::stage_inputs::MissingProduct;
 
 /// The error and its causes in one line, each said once: many of our errors already quote their cause.
@@ -38,6 +39,12 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if cause.is::<ConfigError>() || cause.is::<OtherRecipe>() || cause.is::<NotARun>() {
         return Some(exit_code::USAGE);
+    }
+    if let Some(error) = cause.downcast_ref::<ScriptError>() {
+        return Some(match error {
+            ScriptError::NoBash { .. } => exit_code::FAILURE,
+            _ => exit_code::USAGE,
+        });
     }
     if let Some(error) = cause.downcast_ref::<ExportError>() {
         return Some(match error {

@@ -6,11 +6,15 @@ mod cli;
 mod command;
 mod conduct;
 mod failure;
+mod history;
+mod progress;
 mod project;
 mod rehearsal;
 mod report;
 mod run_claim;
 mod run_lock;
+mod shell;
+mod slurm;
 mod stage_inputs;
 mod supervise;
 
@@ -41,5 +45,8 @@ fn run() -> anyhow::Result<u8> {
         Command::Submission(arguments) => command::submission::run(&arguments),
         Command::Export(arguments) => command::export::run(&arguments),
         Command::Rehearse(arguments) => command::rehearse::run(&arguments),
+        Command::Submit(arguments) => command::submit::run(&arguments),
+        Command::Status(arguments) => command::status::run(&arguments),
+        Command::Cancel(arguments) => command::cancel::run(&arguments),
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use bam_cluster::config::{self, Override, PredictedSplit, Recipe};
+use bam_cluster::config::{self, ConfigError, Override, PredictedSplit, Recipe};
 use bam_cluster::encoder::Encoder;
 use bam_cluster::plan::{Plan, TaskSize};
 use bam_cluster::task::{self, DataError, Table, Task};
 use bam_cluster::teacher::TaskModel;
 
 use crate::cli::RecipeArguments;
+use crate::slurm::Allocation;
 
 /// A recipe that is known to be sound, and what was learnt from its files.
 #[derive(Debug)]
@@ -35,8 +36,16 @@ impl Project {
     /// # Errors
     /// Everything that is wrong with the recipe, the encoder's directory or the tasks' files.
     pub fn load(arguments: &RecipeArguments) -> anyhow::Result<Project> {
-        let overrides = arguments.changes().iter().map(|o| o.parse()).collect::<Result<Vec<Override>, _>>()?;
-        let recipe = config::load(&arguments.config, &overrides)?;
+        // In a batch job, there are to be as many ranks as it has tasks, unless somebody says otherwise.
+        Project::load_for(arguments, Allocation::of_this_process().and_then(|job| job.tasks))
+    }
+
+    /// The same, for so many processes where neither the recipe nor the command line says how many.
+    ///
+    /// # Errors
+    /// As [`Project::load`].
+    pub fn load_for(arguments: &RecipeArguments, processes: Option<usize>) -> anyhow::Result<Project> {
+        let recipe = Project::recipe(arguments, processes)?;
         let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)?;
         let tasks = recipe.tasks();
         let (mut sizes, mut sources, mut warnings) = (vec![], vec![], vec![]);
@@ -63,6 +72,17 @@ impl Project {
         }
         let plan = Plan::derive(&recipe, &sizes);
         Ok(Project { recipe, encoder, tasks, sources, further, plan, warnings })
+    }
+
+    /// The recipe alone.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn recipe(arguments: &RecipeArguments, processes: Option<usize>) -> Result<Recipe, ConfigError> {
+        let overrides = arguments.changes().iter().map(|o| o.parse()).collect::<Result<Vec<Override>, _>>()?;
+        let default = processes.map(|n| format!("cluster.processes={n}").parse()).transpose()?;
+        let defaults: Vec<Override> = default.into_iter().collect();
+        config::load_with_defaults(&arguments.config, &overrides, &defaults)
     }
 }
 

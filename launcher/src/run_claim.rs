@@ -67,7 +67,7 @@ fn differences(there: &Recipe, here: &Recipe) -> Result<String, serde_json::Erro
 fn identifying(recipe: &Recipe) -> Result<Value, serde_json::Error> {
     let mut tree = serde_json::to_value(recipe)?;
     if let Value::Object(sections) = &mut tree {
-        sections.retain(|name, _| !["cluster", "checkpoint", "trials", "predict"].contains(&name.as_str()));
+        sections.retain(|name, _| !["cluster", "checkpoint", "slurm", "trials", "predict"].contains(&name.as_str()));
     }
     Ok(tree)
 }

@@ -3,11 +3,16 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use bam_cluster::run_dir::RunDir;
 
 use crate::backend::host_name;
+
+/// How often, and how far apart, it is tried again.
+const LOOKS: usize = 10;
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The lock, held for as long as this lives.
 #[derive(Debug)]
@@ -48,7 +53,16 @@ impl RunLock {
         let io = |source| LockError::Io { path: path.clone(), source };
         fs::create_dir_all(run.path()).map_err(|source| LockError::Io { path: run.path().to_owned(), source })?;
         let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
-        match file.try_lock() {
+        let mut locked = file.try_lock();
+        // Whoever only looks (`bam status`) holds it for a moment.
+        for _ in 0..LOOKS {
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            thread::sleep(LOOK_EVERY);
+            locked = file.try_lock();
+        }
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let holder = fs::read_to_string(&path).map_err(io)?.trim().to_owned();
@@ -63,6 +77,24 @@ impl RunLock {
     }
 }
 
+/// Who works in the run directory, as it wrote about itself; nothing is made or changed.
+///
+/// # Errors
+/// The lock cannot be read.
+pub fn holder(run: &RunDir) -> Result<Option<String>, LockError> {
+    let path = run.lock();
+    let io = |source| LockError::Io { path: path.clone(), source };
+    let file = match File::open(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(io)?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => Ok(Some(fs::read_to_string(&path).map_err(io)?.trim().to_owned())),
+        Err(TryLockError::Error(source)) => Err(io(source)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,7 +106,9 @@ mod tests {
         let lock = RunLock::acquire(&run).unwrap();
         let message = RunLock::acquire(&run).unwrap_err().to_string();
         assert!(message.contains(&format!("pid {} on ", std::process::id())), "{message}");
+        assert!(holder(&run).unwrap().is_some_and(|who| message.contains(&who)));
         drop(lock);
+        assert_eq!(holder(&run).unwrap(), None);
         RunLock::acquire(&run).unwrap();
     }
 }

@@ -82,6 +82,13 @@ impl Bam {
         self
     }
 
+    /// Without an environment variable.
+    #[must_use]
+    pub fn without_env(mut self, name: &str) -> Bam {
+        self.command.env_remove(name);
+        self
+    }
+
     /// With more or less time than usual.
     #[must_use]
     pub fn within(mut self, deadline: Duration) -> Bam {

@@ -5,6 +5,7 @@
 
 mod bam;
 mod encoder;
+mod fake_slurm;
 mod process_tree;
 mod programs;
 mod recipe;
@@ -16,6 +17,7 @@ mod workplace;
 
 pub use bam::{Bam, Finished, Running};
 pub use encoder::write_encoder;
+pub use fake_slurm::FakeSlurm;
 pub use process_tree::{Process, freeze, kill_all, tree};
 pub use programs::{program, python, repository, say_skipped};
 pub use recipe::Recipe;

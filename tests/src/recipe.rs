@@ -27,6 +27,8 @@ pub struct Recipe {
     pub checkpoint: String,
     /// `cluster`.
     pub cluster: String,
+    /// `slurm`.
+    pub slurm: String,
 }
 
 impl Recipe {
@@ -44,6 +46,7 @@ impl Recipe {
             distill: String::new(),
             checkpoint: "every_steps: 20, keep: 2".into(),
             cluster: "processes: 2, deadline: 60".into(),
+            slurm: String::new(),
         }
     }
 
@@ -76,6 +79,9 @@ impl Recipe {
         line(format_args!("train:\n  single: {{ {} }}\n  multi: {{ {} }}", self.single, self.multi));
         line(format_args!("distill: {{ {} }}", self.distill));
         line(format_args!("checkpoint: {{ {} }}\ncluster: {{ {} }}", self.checkpoint, self.cluster));
+        if !self.slurm.is_empty() {
+            line(format_args!("slurm: {{ {} }}", self.slurm));
+        }
         text
     }
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use fence::Fence;
 pub use manifest::{Manifest, ManifestEntry};
 pub use point::CommitPoint;
-pub use store::{Draft, Found, Store};
+pub use store::{Draft, Found, Store, newest_step};
 
 use crate::plan::{Receipt, Schedule};
 

@@ -156,8 +156,7 @@ impl Store {
 
     /// Steps of all checkpoints, damaged ones included, ascending.
     fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
-        let step = |name: String| name.strip_prefix("step-")?.parse::<u64>().ok();
-        let mut steps: Vec<u64> = self.names()?.into_iter().filter_map(step).collect();
+        let mut steps: Vec<u64> = self.names()?.iter().filter_map(|name| step_of(name)).collect();
         steps.sort_unstable();
         Ok(steps)
     }
@@ -198,6 +197,17 @@ const OLD: &str = ".old-";
 
 fn name_of(step: u64) -> String {
     format!("step-{step:08}")
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix("step-")?.parse().ok()
+}
+
+/// The step of the newest checkpoint in a stage's directory of checkpoints, for those who only look: whether it is whole
+/// is not asked.
+pub fn newest_step(directory: &Path) -> Option<u64> {
+    let names = fs::read_dir(directory).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter_map(|name| step_of(&name)).max()
 }
 
 /// The checkpoints to remove: all but the newest `keep` up to the one just committed, which is good and always kept.

@@ -40,6 +40,14 @@ impl std::str::FromStr for Override {
 /// # Errors
 /// Everything that can be known to be wrong from the recipe alone.
 pub fn load(path: &Path, overrides: &[Override]) -> Result<Recipe, ConfigError> {
+    load_with_defaults(path, overrides, &[])
+}
+
+/// The same, with other defaults for some values: they hold where neither the file nor an override says anything.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with_defaults(path: &Path, overrides: &[Override], defaults: &[Override]) -> Result<Recipe, ConfigError> {
     let text = read(path)?;
     let malformed = |e: serde_norway::Error| {
         let message = e.to_string();
@@ -48,6 +56,11 @@ pub fn load(path: &Path, overrides: &[Override]) -> Result<Recipe, ConfigError> 
     let mut tree: Value = serde_norway::from_str(&text).map_err(malformed)?;
     for change in overrides {
         apply(&mut tree, change)?;
+    }
+    for default in defaults {
+        if !is_said(&tree, &default.keys) {
+            apply(&mut tree, default)?;
+        }
     }
     let mut recipe: Recipe = match serde_path_to_error::deserialize(tree) {
         Ok(recipe) => recipe,
@@ -73,6 +86,11 @@ pub fn load_resolved(path: &Path) -> Result<Recipe, ConfigError> {
 
 fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
+}
+
+/// Whether the tree has a value there.
+fn is_said(tree: &Value, keys: &[String]) -> bool {
+    keys.iter().try_fold(tree, |node, key| node.get(key)).is_some_and(|value| !value.is_null())
 }
 
 /// Sets one value in the tree, making the mappings on the way where they are missing.
@@ -204,6 +222,7 @@ mod tests {
         let recipe = load_text(SMALL, &[]).unwrap();
         let spread = Recipe {
             cluster: super::super::ClusterSection { processes: 9, ..recipe.cluster.clone() },
+            slurm: super::super::SlurmSection { nodes: 9, ..recipe.slurm.clone() },
             trials: 5,
             ..recipe.clone()
         };
@@ -212,6 +231,21 @@ mod tests {
         let same_bits = load_text(SMALL, &["reproducible=world-size"]).unwrap();
         assert_ne!(same_bits.identity(), recipe.identity());
         assert_ne!(Recipe { virtual_shards: 4, ..same_bits.clone() }.identity(), same_bits.identity());
+    }
+
+    #[test]
+    fn other_defaults_hold_where_nothing_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.yaml");
+        let processes = |text: &str, overrides: &[Override]| {
+            std::fs::write(&path, text).unwrap();
+            let default = "cluster.processes=6".parse().unwrap();
+            load_with_defaults(&path, overrides, &[default]).unwrap().cluster.processes
+        };
+        assert_eq!(processes(SMALL, &[]), 6);
+        assert_eq!(processes(&format!("{SMALL}cluster: {{ deadline: 9 }}\n"), &[]), 6);
+        assert_eq!(processes(&format!("{SMALL}cluster: {{ processes: 1 }}\n"), &[]), 1);
+        assert_eq!(processes(SMALL, &["cluster.processes=3".parse().unwrap()]), 3);
     }
 
     fn message(text: &str, overrides: &[&str]) -> String {

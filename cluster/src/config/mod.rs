@@ -4,16 +4,18 @@ mod error;
 mod given_teacher;
 mod load;
 mod schema;
+mod slurm;
 mod task_entry;
 mod train;
 mod validate;
 
 pub use error::ConfigError;
 pub use given_teacher::{GivenTeacher, GivenTeachers};
-pub use load::{Override, load, load_resolved};
+pub use load::{Override, load, load_resolved, load_with_defaults};
 pub use schema::{
     Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, Layout, Mode, ModelSection,
     PredictedSplit, Recipe, RegressionOutput, Reproducible, Sampling, SamplingMethod, Truncation,
 };
+pub use slurm::{Mail, SlurmSection};
 pub use task_entry::{OwnTask, TaskEntry, TaskType};
 pub use train::{LayerwiseDecay, LossReduction, OptimizerKind, RateScaling, Search, TrainSection, TrainSettings};

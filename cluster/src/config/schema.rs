@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::given_teacher::GivenTeachers;
+use super::slurm::SlurmSection;
 use super::task_entry::TaskEntry;
 use super::train::TrainSection;
 use crate::digest;
@@ -57,6 +58,9 @@ pub struct Recipe {
     /// How the work is spread; nothing in here changes the mathematics.
     #[serde(default)]
     pub cluster: ClusterSection,
+    /// What `bam submit` asks Slurm for.
+    #[serde(default)]
+    pub slurm: SlurmSection,
 }
 
 /// What leaves every bit of the result as it is, on machines of one kind, with the same `cluster.threads` and
@@ -333,7 +337,7 @@ impl Default for CheckpointSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterSection {
-    /// How many ranks; `-n` says otherwise.
+    /// How many ranks; `-n` says otherwise. Default: in a batch job as many as it has tasks, else 1.
     pub processes: usize,
     /// How many of them train a model of one task, so that several such models are trained side by side, the longest
     /// first; null: all, one model after another.
@@ -405,6 +409,7 @@ impl Recipe {
             predict: vec![],
             checkpoint: CheckpointSection::default(),
             cluster: ClusterSection::default(),
+            slurm: SlurmSection::default(),
             ..self.clone()
         })
     }

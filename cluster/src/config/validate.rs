@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::error::{ConfigError, nearest};
 use super::schema::{Annealing, Breadth, Recipe, Reproducible};
+use super::slurm;
 use super::task_entry::{OwnTask, TaskEntry, TaskType};
 use super::train::{LayerwiseDecay, TrainSettings};
 use crate::task::GLUE_NAMES;
@@ -58,6 +59,7 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
     let fits = single.is_none_or(|n| (1..=recipe.cluster.processes).contains(&n));
     require(fits, "cluster.single_processes", "must be at least 1 and at most cluster.processes")?;
     check_hosts(&recipe.cluster.hosts)?;
+    slurm::check(&recipe.slurm)?;
     require(recipe.cluster.threads > 0, "cluster.threads", "must be at least 1")?;
     require(recipe.cluster.deadline > 0, "cluster.deadline", "must be at least 1 second")
 }

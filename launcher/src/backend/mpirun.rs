@@ -10,6 +10,7 @@ use bam_cluster::protocol::Reach;
 use bam_cluster::run_dir::RunDir;
 
 use super::Programs;
+use crate::shell::quoted;
 
 /// More ranks than cores must not spin (an all-reduce then takes 20 ms instead of half a one), and a rank must not be
 /// bound to one core when it has several threads.
@@ -106,15 +107,6 @@ pub fn reach(cluster: &ClusterSection) -> Reach {
     // In a batch job, mpirun uses the job's nodes.
     let nodes = env::var("SLURM_JOB_NUM_NODES").ok().and_then(|n| n.parse::<u32>().ok()).unwrap_or(1);
     if is_named || nodes > 1 { Reach::Network } else { Reach::ThisHost }
-}
-
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }
 
 #[cfg(test)]

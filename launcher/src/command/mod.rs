@@ -4,12 +4,21 @@ use std::io::{self, Write};
 
 use anyhow::Context;
 
+pub mod cancel;
 pub mod export;
 pub mod plan;
 pub mod rehearse;
 pub mod report;
 pub mod run;
+pub mod status;
 pub mod submission;
+pub mod submit;
+
+/// Says something to whoever is there to read it.
+fn tell(line: &str) {
+    // Nobody may be; that must not end anything.
+    let _ = writeln!(io::stderr(), "{line}");
+}
 
 /// Prints to stdout. A reader that has seen enough (`| head`) is no error.
 fn print(text: &str) -> anyhow::Result<()> {

@@ -12,15 +12,22 @@ use bam_cluster::stage_record;
 use crate::backend::Programs;
 use crate::cli::{PredictArguments, RunArguments};
 use crate::conduct::Conductor;
+use crate::failure;
+use crate::history::{History, HistoryError};
+use crate::progress;
 use crate::project::Project;
 use crate::report::Results;
 use crate::run_claim;
 use crate::run_lock::RunLock;
+use crate::slurm::Allocation;
 use crate::stage_inputs::StageInputs;
-use crate::supervise::Interrupts;
+use crate::supervise::{Interrupts, Wish};
 
 /// Runs a recipe.
 pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
+    // Reading everything takes a moment, in which a signal must not kill what a batch job is about.
+    let job = Allocation::of_this_process();
+    let listening = job.map(|_| listen()).transpose()?;
     // Everything up to the lock only looks, so that bad input changes nothing.
     let project = Project::load(&arguments.recipe)?;
     let programs = Programs::find()?;
@@ -35,11 +42,57 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
         stage_record::standing(&run, &first.name, &inputs.of(&run, first)?)?;
     }
     run_claim::claim(&run, &project.recipe, &project.plan)?;
-    let interrupts = Interrupts::listen().context("cannot listen for signals")?;
-    let conductor = Conductor::new(&project, programs, run, interrupts, faults_of(arguments, &project)?);
-    match conductor.run(inputs)? {
+    let faults = faults_of(arguments, &project)?;
+    let history = job.map(|job| begin(job, &project, &run)).transpose()?;
+    let interrupts = listening.map_or_else(listen, Ok)?;
+    let conductor = Conductor::new(&project, programs, run, interrupts.clone(), faults);
+    let outcome = conductor.run(inputs);
+    if let Some(history) = history {
+        end(&history, &project, conductor.run_dir(), &outcome, &interrupts)?;
+    }
+    match outcome? {
         Some(exit_code) => Ok(exit_code),
         None => report(&project, conductor.run_dir()),
+    }
+}
+
+fn listen() -> anyhow::Result<Interrupts> {
+    Interrupts::listen().context("cannot listen for signals")
+}
+
+/// Notes that a batch job begins its work, unless it has begun it often enough in vain.
+fn begin(job: Allocation, project: &Project, run: &RunDir) -> Result<History, HistoryError> {
+    let kept = progress::kept(&progress::stages(run, &project.plan));
+    let mut history = History::open(run, job)?;
+    history.check(run, kept, project.recipe.slurm.max_requeues)?;
+    history.begin(kept)?;
+    Ok(history)
+}
+
+/// Notes why a batch job ends its work; one that is stopped in vain once too often is a failure, so that it is not put into
+/// the queue again.
+fn end(
+    history: &History,
+    project: &Project,
+    run: &RunDir,
+    outcome: &anyhow::Result<Option<u8>>,
+    interrupts: &Interrupts,
+) -> Result<(), HistoryError> {
+    let kept = progress::kept(&progress::stages(run, &project.plan));
+    let is_cancelled = run.cancelled().exists();
+    let reason = match (outcome, interrupts.wish()) {
+        (Ok(None), _) => "done".to_owned(),
+        (Err(error), _) => failure::text(error),
+        (Ok(Some(_)), _) if is_cancelled => "cancelled".to_owned(),
+        (Ok(Some(_)), Some(Wish::TimeIsUp)) => "time is up (SIGUSR1)".to_owned(),
+        (Ok(Some(_)), _) => "stopped by a signal".to_owned(),
+    };
+    history.end(&reason, kept)?;
+    match outcome {
+        Ok(Some(exit_code::STOPPED_AT_CHECKPOINT)) if !is_cancelled => {
+            history.check(run, kept, project.recipe.slurm.max_requeues)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -21,7 +21,7 @@ mod verdict;
 
 pub use dispatcher::{End, StageJob, supervise};
 pub use figures::brief;
-pub use interrupts::Interrupts;
+pub use interrupts::{Interrupts, Wish};
 pub use restart::{Decision, History};
 pub use screen::Screen;
 pub use verdict::{Finding, Verdict};

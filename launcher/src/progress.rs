@@ -1,0 +1,118 @@
+//! How far a run is, from its directory alone: for those who only look, while somebody else may be writing.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use bam_cluster::checkpoint;
+use bam_cluster::plan::{Plan, StageWork};
+use bam_cluster::run_dir::RunDir;
+use serde::{Deserialize, Serialize};
+
+/// Long enough for the last line of `metrics.jsonl`, of however many tasks.
+const TAIL: u64 = 64 * 1024;
+
+/// How far one stage is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageProgress {
+    /// The stage's name.
+    pub name: String,
+    /// Whether it was begun.
+    pub is_begun: bool,
+    /// Whether it is complete.
+    pub is_done: bool,
+    /// Optimizer steps done, as its metrics say.
+    pub step: u64,
+    /// Optimizer steps in all; none for a stage that trains nothing.
+    pub total: Option<u64>,
+    /// The step of its newest checkpoint.
+    pub checkpoint: Option<u64>,
+}
+
+/// What would not be lost now: it grows as long as a run gets on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Stages that are complete.
+    pub stages: usize,
+    /// Optimizer steps in the newest checkpoints of all others.
+    pub steps: u64,
+}
+
+/// All stages of a run.
+pub fn stages(run: &RunDir, plan: &Plan) -> Vec<StageProgress> {
+    let look = |stage: &bam_cluster::plan::Stage| {
+        let total = match &stage.work {
+            StageWork::Train(train) => Some(train.schedule.total_steps),
+            _ => None,
+        };
+        StageProgress {
+            name: stage.name.clone(),
+            is_begun: run.inputs(&stage.name).exists(),
+            is_done: run.done(&stage.name).exists(),
+            step: total.and_then(|_| last_step(&run.metrics(&stage.name)).ok()?).map_or(0, |step| step + 1),
+            total,
+            checkpoint: total.and_then(|_| checkpoint::newest_step(&run.checkpoints(&stage.name))),
+        }
+    };
+    plan.stages.iter().map(look).collect()
+}
+
+/// What of it would not be lost.
+pub fn kept(stages: &[StageProgress]) -> Kept {
+    Kept {
+        stages: stages.iter().filter(|stage| stage.is_done).count(),
+        steps: stages.iter().filter(|stage| !stage.is_done).filter_map(|stage| stage.checkpoint).sum(),
+    }
+}
+
+/// The number in the last whole line of `metrics.jsonl`.
+fn last_step(path: &Path) -> io::Result<Option<u64>> {
+    #[derive(Deserialize)]
+    struct Line {
+        step: u64,
+    }
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let mut tail = vec![];
+    file.take(TAIL).read_to_end(&mut tail)?;
+    let lines = tail.rsplit(|byte| *byte == b'\n');
+    Ok(lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok()).map(|line| line.step).next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_whole_line_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        assert!(last_step(&path).is_err());
+        for (text, step) in [
+            ("", None),
+            ("{\"step\":0,\"loss\":1}\n{\"step\":7,\"loss\":1}\n", Some(7)),
+            ("{\"step\":7}\n{\"step\":8,\"lo", Some(7)),
+            ("\u{0}\u{1}{{{\n\n", None),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(last_step(&path).unwrap(), step, "{text:?}");
+        }
+        std::fs::write(&path, format!("{}\n{{\"step\":9}}\n", "x".repeat(TAIL as usize))).unwrap();
+        assert_eq!(last_step(&path).unwrap(), Some(9));
+    }
+
+    #[test]
+    fn what_is_kept_counts_stages_and_the_checkpoints_of_open_ones() {
+        let stage = |is_done, checkpoint| StageProgress {
+            name: "s".into(),
+            is_begun: true,
+            is_done,
+            step: 90,
+            total: Some(100),
+            checkpoint,
+        };
+        let all = [stage(true, Some(100)), stage(false, Some(40)), stage(false, Some(30)), stage(false, None)];
+        assert_eq!(kept(&all), Kept { stages: 1, steps: 70 });
+    }
+}
