@@ -11,6 +11,7 @@ use bam_cluster::run_dir::RunDir;
 
 use super::Programs;
 use crate::shell::quoted;
+use crate::slurm::Allocation;
 
 /// More ranks than cores must not spin (an all-reduce then takes 20 ms instead of half a one), and a rank must not be
 /// bound to one core when it has several threads.
@@ -105,8 +106,8 @@ impl Launch {
 pub fn reach(cluster: &ClusterSection) -> Reach {
     let is_named = !cluster.hosts.is_empty() || cluster.mpirun_args.iter().any(|a| NAME_HOSTS.contains(&a.as_str()));
     // In a batch job, mpirun uses the job's nodes.
-    let nodes = env::var("SLURM_JOB_NUM_NODES").ok().and_then(|n| n.parse::<u32>().ok()).unwrap_or(1);
-    if is_named || nodes > 1 { Reach::Network } else { Reach::ThisHost }
+    let has_nodes = Allocation::of_this_process().is_some_and(|job| job.nodes > 1);
+    if is_named || has_nodes { Reach::Network } else { Reach::ThisHost }
 }
 
 #[cfg(test)]

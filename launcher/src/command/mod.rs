@@ -1,6 +1,7 @@
 //! One file a subcommand; each returns the exit code.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -13,6 +14,12 @@ pub mod run;
 pub mod status;
 pub mod submission;
 pub mod submit;
+
+/// The directory that was asked for, or `runs/NAME`; as it is called from everywhere.
+fn directory_or_default(asked: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {
+    let directory = asked.map_or_else(|| Path::new("runs").join(name), Path::to_owned);
+    std::path::absolute(&directory).with_context(|| directory.display().to_string())
+}
 
 /// Says something to whoever is there to read it.
 fn tell(line: &str) {

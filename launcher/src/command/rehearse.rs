@@ -1,8 +1,5 @@
 //! `bam rehearse`: does this recipe survive trouble on this machine? Proved by trying.
 
-use std::io::Write;
-use std::path::PathBuf;
-
 use anyhow::Context;
 use bam_cluster::config::Reproducible;
 use bam_cluster::exit_code;
@@ -23,20 +20,16 @@ pub fn run(arguments: &RehearseArguments) -> anyhow::Result<u8> {
     let is_exact = small.recipe.reproducible == Reproducible::WorldSize;
     let extent = if arguments.every_point { Extent::EveryPoint } else { Extent::Kinds };
     let all = scenarios(&small.plan, processes, EVERY_STEPS, is_exact, extent);
-    let directory =
-        arguments.dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(format!("{}-rehearsal", small.recipe.name)));
     let rehearsal = Rehearsal {
-        directory: std::path::absolute(&directory).with_context(|| directory.display().to_string())?,
+        directory: super::directory_or_default(arguments.dir.as_deref(), &format!("{}-rehearsal", small.recipe.name))?,
         config: arguments.recipe.config.clone(),
         overrides: cut.changes(),
         processes,
         plan: small.plan,
         interrupts: Interrupts::listen().context("cannot listen for signals")?,
     };
-    // Nobody may be there to read it any more; that must not end a rehearsal.
-    let tell = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));
-    tell(&format!("{} rehearsals in {}", all.len(), rehearsal.directory.display()));
-    let outcomes = rehearsal.run(&all, tell)?;
+    super::tell(&format!("{} rehearsals in {}", all.len(), rehearsal.directory.display()));
+    let outcomes = rehearsal.run(&all, super::tell)?;
     super::print(&render(&outcomes))?;
     Ok(if outcomes.iter().all(|o| o.proof.is_ok()) { exit_code::DONE } else { exit_code::FAILURE })
 }

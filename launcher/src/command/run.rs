@@ -1,7 +1,5 @@
 //! `bam run`: everything a recipe asks for, continuing where an earlier run stopped.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, ensure};
 use bam_cluster::exit_code;
 use bam_cluster::fault::Fault;
@@ -31,9 +29,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     // Everything up to the lock only looks, so that bad input changes nothing.
     let project = Project::load(&arguments.recipe)?;
     let programs = Programs::find()?;
-    let directory = arguments.run_dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(&project.recipe.name));
-    let directory = std::path::absolute(&directory).with_context(|| directory.display().to_string())?;
-    let run = RunDir::new(directory);
+    let run = RunDir::new(super::directory_or_default(arguments.run_dir.as_deref(), &project.recipe.name)?);
     let _lock = RunLock::acquire(&run)?;
     run_claim::check(&run, &project.recipe)?;
     let inputs = StageInputs::new(&project)?;

@@ -3,7 +3,7 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
@@ -27,8 +27,7 @@ pub fn run(arguments: &SubmitArguments) -> anyhow::Result<u8> {
     let processes = asked.nodes.saturating_mul(asked.gpus_per_node.unwrap_or(1));
     let project = Project::load_for(&arguments.recipe, Some(processes))?;
     let recipe = &project.recipe;
-    let directory = arguments.run_dir.clone().unwrap_or_else(|| PathBuf::from("runs").join(&recipe.name));
-    let run = RunDir::new(std::path::absolute(&directory).with_context(|| directory.display().to_string())?);
+    let run = RunDir::new(super::directory_or_default(arguments.run_dir.as_deref(), &recipe.name)?);
     let here = env::current_dir().context("cannot tell the current directory")?;
     let bam = env::current_exe().context("cannot tell where bam is")?;
     let script = BatchScript { recipe, run: &run, directory: &here, bam: &bam }.render()?;

@@ -11,6 +11,8 @@ pub struct Allocation {
     pub restart: u32,
     /// How many tasks it was asked to have.
     pub tasks: Option<usize>,
+    /// How many nodes it has.
+    pub nodes: u32,
 }
 
 impl Allocation {
@@ -24,7 +26,8 @@ impl Allocation {
         // The first time, this variable is not there.
         let restart = variable("SLURM_RESTART_COUNT").and_then(|n| n.parse().ok()).unwrap_or_default();
         let tasks = variable("SLURM_NTASKS").and_then(|n| n.parse().ok()).filter(|n| *n > 0);
-        Some(Allocation { id, restart, tasks })
+        let nodes = variable("SLURM_JOB_NUM_NODES").and_then(|n| n.parse().ok()).unwrap_or(1);
+        Some(Allocation { id, restart, tasks, nodes })
     }
 }
 
@@ -40,9 +43,10 @@ mod tests {
     fn only_numbers_are_believed() {
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[("SLURM_JOB_ID", "x")]), None);
-        assert_eq!(of(&[("SLURM_JOB_ID", "12")]), Some(Allocation { id: 12, restart: 0, tasks: None }));
-        let all = [("SLURM_JOB_ID", "12"), ("SLURM_RESTART_COUNT", "3"), ("SLURM_NTASKS", "8")];
-        assert_eq!(of(&all), Some(Allocation { id: 12, restart: 3, tasks: Some(8) }));
+        assert_eq!(of(&[("SLURM_JOB_ID", "12")]), Some(Allocation { id: 12, restart: 0, tasks: None, nodes: 1 }));
+        let all =
+            [("SLURM_JOB_ID", "12"), ("SLURM_RESTART_COUNT", "3"), ("SLURM_NTASKS", "8"), ("SLURM_JOB_NUM_NODES", "2")];
+        assert_eq!(of(&all), Some(Allocation { id: 12, restart: 3, tasks: Some(8), nodes: 2 }));
         assert_eq!(of(&[("SLURM_JOB_ID", "12"), ("SLURM_NTASKS", "0")]).and_then(|job| job.tasks), None);
     }
 }

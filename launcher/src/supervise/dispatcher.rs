@@ -117,6 +117,7 @@ pub fn supervise(
         measured: Measured { step: 0.0, checkpoint: 0.0 },
         shortage_announced: false,
         out_of_memory_kills_before: host::out_of_memory_kills(),
+        here: backend::host_name(),
         clock: Duration::ZERO,
         last_look: Instant::now(),
     };
@@ -146,6 +147,8 @@ struct Dispatcher<'a> {
     measured: Measured,
     shortage_announced: bool,
     out_of_memory_kills_before: u64,
+    /// This host's name.
+    here: String,
     /// Time since the start in which this program ran.
     clock: Duration,
     last_look: Instant,
@@ -307,12 +310,11 @@ impl Dispatcher<'_> {
 
     /// Asks the kernel about ranks of this host of which nothing was heard lately, or that do not get on.
     fn look_at_processes(&mut self) {
-        let here = backend::host_name();
         for rank in &mut self.evidence.ranks {
             let is_quiet = rank.left.is_some() || self.clock.saturating_sub(rank.last_heard) > QUIET;
             let is_idle = rank.heartbeat.as_ref().is_some_and(|beat| beat.idle > QUIET.as_secs_f64());
             rank.process = match &rank.identity {
-                Some(who) if (is_quiet || is_idle) && who.host == here => host::process_state(who.pid),
+                Some(who) if (is_quiet || is_idle) && who.host == self.here => host::process_state(who.pid),
                 _ => None,
             };
         }
@@ -387,11 +389,10 @@ impl Dispatcher<'_> {
 
     /// Ends everything on this host without asking. Ranks elsewhere see their connection end, and end.
     fn kill_now(&mut self) {
-        let here = backend::host_name();
         for (rank, _) in self.connections.values() {
             // Still connected, so that its number is still its own.
             let identity = self.evidence.ranks[*rank].identity.as_ref();
-            let pid = identity.filter(|i| i.host == here).and_then(|i| i32::try_from(i.pid).ok());
+            let pid = identity.filter(|i| i.host == self.here).and_then(|i| i32::try_from(i.pid).ok());
             // 0 and below would mean whole groups of processes.
             if let Some(pid) = pid.filter(|pid| *pid > 1) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

@@ -13,7 +13,7 @@ use bam_cluster::task::{Kind, Task};
 use bam_cluster::teacher::{FORMAT_VERSION, LogitsManifest, Provenance, Scale, Shard, TaskModel, shard_name};
 use bam_cluster::{digest, files};
 
-use super::publish::{check_model, load};
+use super::publish::{check_sum, load};
 use super::train::read_tokens;
 use crate::data::TokenSet;
 use crate::eval::{deal, outputs};
@@ -112,7 +112,7 @@ fn one_teacher(session: &Session, teacher: &Teacher, set: &TokenSet, progress: &
     let task = session.task(&teacher.task)?;
     let (found, sum) = find(session, teacher, task)?;
     match &teacher.given {
-        None => check_model(session, &teacher.name)?,
+        None => check_sum(session, &teacher.name, &sum)?,
         Some(given) => ensure!(
             sum == session.input(&given.input_name())?,
             "{}: the teacher was changed while the run was starting; run again",

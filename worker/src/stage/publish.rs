@@ -58,10 +58,18 @@ pub(super) fn publish(session: &Session, model: &mut Bert, tasks: &[&Task], dire
 pub(super) fn check_model(session: &Session, stage: &str) -> Result<()> {
     let weights = session.run.model(stage).join(WEIGHTS);
     let sum = digest::of_file(&weights).with_context(|| weights.display().to_string())?;
+    check_sum(session, stage, &sum)
+}
+
+/// The same, where the weights' SHA-256 is known already.
+///
+/// # Errors
+/// The weights were changed since.
+pub(super) fn check_sum(session: &Session, stage: &str, sum: &str) -> Result<()> {
     ensure!(
         sum == session.input(&format!("model {stage}"))?,
         "{}: the model was changed after its training; remove {} and run again",
-        weights.display(),
+        session.run.model(stage).join(WEIGHTS).display(),
         session.run.stage(stage).display()
     );
     Ok(())
