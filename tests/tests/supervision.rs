@@ -91,14 +91,14 @@ fn a_rank_that_dies_is_named_at_once_and_the_run_goes_on_by_itself() {
         let run = reference.before_training(&format!("dies-{rank}"));
         let (noticed, finished) = with_failure(&run, &format!("multi:kill:{rank}:step-17"));
         assert!(noticed < Duration::from_secs(3), "{noticed:?}");
-        for part in [
-            &format!("rank {rank} ("),
-            "cpu",
-            "signal 9 (Killed)",
-            "at step 1",
-            "going on from the checkpoint of step 15",
-        ] {
+        for part in [&format!("rank {rank} ("), "cpu", "signal 9 (Killed)", "at step 1"] {
             assert!(finished.stderr.contains(part), "{part}: {finished}");
+        }
+        // Step 15's checkpoint is on its way to the disk when the rank dies; step 10's has arrived.
+        let is_told = |step: u64| finished.stderr.contains(&format!("going on from the checkpoint of step {step}"));
+        assert!(is_told(15) || is_told(10), "{finished}");
+        if is_told(15) {
+            assert!(finished.stderr.contains("resumed at step 15 of"), "{finished}");
         }
         reference.assert_same(&run);
     }

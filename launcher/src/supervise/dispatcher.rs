@@ -5,6 +5,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use bam_cluster::checkpoint;
 use bam_cluster::config::Recipe;
 use bam_cluster::plan::{Stage, StageWork};
 use bam_cluster::protocol::{Begin, CheckpointReport, FromRank, StepReport, ToRank, channel};
@@ -175,7 +176,10 @@ impl Dispatcher<'_> {
                 None => {}
                 Some(Judgement::Finished(outputs)) => return End::Finished(outputs),
                 Some(Judgement::Stopped { step }) => return End::Stopped { step },
-                Some(Judgement::Failed(verdict)) => {
+                Some(Judgement::Failed(mut verdict)) => {
+                    // A rank may die after its commit and before its report of it.
+                    let checkpoints = self.job.run.checkpoints(&self.job.stage.name);
+                    verdict.checkpoint = verdict.checkpoint.max(checkpoint::newest_step(&checkpoints));
                     self.log.launcher(&verdict.finding.what);
                     return End::Failed(verdict);
                 }
