@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,7 +13,7 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let parent = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(parent)?;
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
-    let aside = parent.join(format!(".{name}.{}.tmp", std::process::id()));
+    let aside = parent.join(format!(".{name}.{}.tmp", one_writer()));
     let written = (|| {
         let mut file = File::create(&aside)?;
         file.write_all(content)?;
@@ -24,6 +25,15 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&aside);
     }
     written
+}
+
+/// A word that no other writer has, on whatever host or thread.
+fn one_writer() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    // Processes of different hosts may have the same number.
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("{}.{}.{count}", host.to_string_lossy(), std::process::id())
 }
 
 /// [`write_atomically`] of a value's indented JSON.

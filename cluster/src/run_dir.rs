@@ -27,9 +27,14 @@ impl RunDir {
         self.0.join("plan.json")
     }
 
-    /// Held by the one launcher that works here.
+    /// Held by the one launcher that works on the whole run, or together by all that work on some of its stages.
     pub fn lock(&self) -> PathBuf {
         self.0.join("lock")
+    }
+
+    /// Held by the one launcher that works on this stage and not on the whole run.
+    pub fn stage_lock(&self, stage: &str) -> PathBuf {
+        self.stage(stage).join("lock")
     }
 
     /// How a stage's ranks find the launcher, with the secret; only there while the stage runs.
@@ -40,6 +45,11 @@ impl RunDir {
     /// How many starts of stages there have been.
     pub fn incarnation(&self) -> PathBuf {
         self.0.join("incarnation")
+    }
+
+    /// Held by whoever takes the next number for a start.
+    pub fn incarnation_lock(&self) -> PathBuf {
+        self.0.join("incarnation.lock")
     }
 
     /// The number of a stage's newest start; whoever has another one must not commit.
@@ -57,9 +67,14 @@ impl RunDir {
         self.0.join("logits").join(teacher_stage).join(task)
     }
 
+    /// Where each stage has a directory.
+    pub fn stages(&self) -> PathBuf {
+        self.0.join("stages")
+    }
+
     /// Everything of one stage.
     pub fn stage(&self, stage: &str) -> PathBuf {
-        self.0.join("stages").join(stage)
+        self.stages().join(stage)
     }
 
     /// What a stage that was begun is made from.
@@ -112,14 +127,14 @@ impl RunDir {
         self.0.join("history.jsonl")
     }
 
-    /// Everything of the batch job.
+    /// Everything of the batch jobs.
     pub fn slurm(&self) -> PathBuf {
         self.0.join("slurm")
     }
 
-    /// The batch script that was submitted.
-    pub fn job_script(&self) -> PathBuf {
-        self.slurm().join("job.sh")
+    /// The batch script of one job.
+    pub fn job_script(&self, job: &str) -> PathBuf {
+        self.slurm().join(format!("{job}.sh"))
     }
 
     /// The recipe as it was when it was submitted, completed with defaults.
@@ -127,9 +142,9 @@ impl RunDir {
         self.slurm().join("recipe.yaml")
     }
 
-    /// What is known of the job that was submitted last.
-    pub fn job(&self) -> PathBuf {
-        self.slurm().join("job.json")
+    /// What is known of the jobs that were submitted last.
+    pub fn jobs(&self) -> PathBuf {
+        self.slurm().join("jobs.json")
     }
 
     /// Held by whoever submits.
@@ -137,14 +152,14 @@ impl RunDir {
         self.slurm().join("lock")
     }
 
-    /// There when the job is not to be put into the queue again.
+    /// There when no job is to be started or put into the queue again.
     pub fn cancelled(&self) -> PathBuf {
         self.slurm().join("cancelled")
     }
 
-    /// What the batch script and `bam` in it print, as Slurm names files: `%j` is the job's number.
-    pub fn job_output(&self) -> PathBuf {
-        self.0.join("logs").join("slurm-%j.out")
+    /// What a batch script and `bam` in it print: `job` is its number, with that of an array's element `12_3`.
+    pub fn job_output(&self, job: &str) -> PathBuf {
+        self.0.join("logs").join(format!("slurm-{job}.out"))
     }
 
     /// The results of the whole run.

@@ -18,7 +18,7 @@ Examples:
   bam export runs/demo                    the student as one model per task, for transformers
   bam rehearse configs/demo.yaml -n 2     kills, hangs, damage: does it survive here?
   bam submit configs/demo.yaml -n 2 -o slurm.time=8:00:00
-                                          the same as a batch job of Slurm (--dry-run shows the script)
+                                          the same as batch jobs of Slurm (--dry-run shows the scripts)
   bam status runs/demo                    queued, running, done? how far?
 
 Exit codes:
@@ -60,11 +60,11 @@ pub enum Command {
     Export(ExportArguments),
     /// Run a recipe, cut down, through every kind of trouble: does it end with the same weights on this machine?
     Rehearse(RehearseArguments),
-    /// Do everything that a recipe asks for in a batch job of Slurm, which goes on by itself when its time is up
+    /// Do everything that a recipe asks for in batch jobs of Slurm, which go on by themselves when their time is up
     Submit(SubmitArguments),
-    /// Say how far a run is, and what becomes of its batch job
+    /// Say how far a run is, and what becomes of its batch jobs
     Status(RunDirArguments),
-    /// Stop a run's batch job at a checkpoint, or take it out of the queue
+    /// Stop a run's batch jobs at a checkpoint, and take those that wait out of the queue
     Cancel(RunDirArguments),
 }
 
@@ -103,6 +103,10 @@ pub struct RunArguments {
     /// Where everything is written [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Do these stages only, beside other starts of the same run that do others; what they are made from must be there.
+    /// 'report' is the table
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub stages: Vec<String>,
     /// Let a rank fail once, for example student:kill:1:step-12 (as `bam rehearse` does)
     #[arg(long, value_name = "FAILURE", hide_short_help = true)]
     pub inject: Vec<Fault>,
@@ -117,7 +121,10 @@ pub struct SubmitArguments {
     /// Where everything is written; all nodes must see it [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// Print the batch script; submit and write nothing
+    /// Do everything in one job instead of a chain of them
+    #[arg(long)]
+    pub one_job: bool,
+    /// Print the batch scripts; submit and write nothing
     #[arg(long)]
     pub dry_run: bool,
 }

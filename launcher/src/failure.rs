@@ -8,6 +8,7 @@ use bam_cluster::task::DataError;
 use bam_cluster::teacher::LogitsError;
 
 use crate::command::export::ExportError;
+use crate::command::run::NoSuchStage;
 use crate::command::submission::SubmissionError;
 use crate::conduct::StageFailed;
 use crate::report::NotARun;
@@ -37,7 +38,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(failed) = cause.downcast_ref::<StageFailed>() {
         return Some(failed.exit_code);
     }
-    if cause.is::<ConfigError>() || cause.is::<OtherRecipe>() || cause.is::<NotARun>() {
+    if cause.is::<ConfigError>() || cause.is::<OtherRecipe>() || cause.is::<NotARun>() || cause.is::<NoSuchStage>() {
         return Some(exit_code::USAGE);
     }
     if let Some(error) = cause.downcast_ref::<ScriptError>() {

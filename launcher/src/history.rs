@@ -1,5 +1,5 @@
 //! `history.jsonl`: one line for each start and end of `bam` in a batch job, by which a job is noticed that is put into the
-//! queue again and again without getting on.
+//! queue again and again without getting on. Several jobs of a run may write into it at the same time.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::host_name;
 use crate::progress::Kept;
-use crate::slurm::{Allocation, JobRecord};
+use crate::slurm::{Allocation, Submission};
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,8 +20,8 @@ pub struct Entry {
     pub event: Event,
     /// When.
     pub time: String,
-    /// The job's number.
-    pub job: u64,
+    /// The job, as [`Allocation::name`] has it.
+    pub job: String,
     /// How often Slurm has put the job into the queue again.
     pub restart: u32,
     /// Where bam ran.
@@ -29,7 +29,7 @@ pub struct Entry {
     /// Why bam ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// How far the run was.
+    /// How far the stages were that the job is about.
     pub kept: Kept,
 }
 
@@ -48,7 +48,7 @@ pub enum Event {
 pub struct History {
     path: PathBuf,
     job: Allocation,
-    /// How far the run was at earlier starts of the same job.
+    /// How far it was at earlier starts of the same job.
     starts: Vec<Kept>,
 }
 
@@ -64,8 +64,8 @@ pub enum HistoryError {
     )]
     NoProgress {
         /// The job.
-        job: u64,
-        /// How often it was started since the run last got on.
+        job: String,
+        /// How often it was started since it last got on.
         starts: usize,
         /// How far it is.
         kept: Kept,
@@ -94,7 +94,8 @@ impl History {
     pub fn open(run: &RunDir, job: Allocation) -> Result<History, HistoryError> {
         let path = run.history();
         let earlier = read(run).map_err(|source| HistoryError::Io { path: path.clone(), source })?;
-        let starts = earlier.into_iter().filter(|e| e.event == Event::Start && e.job == job.id).map(|e| e.kept);
+        let name = job.name();
+        let starts = earlier.into_iter().filter(|e| e.event == Event::Start && e.job == name).map(|e| e.kept);
         Ok(History { path, job, starts: starts.collect() })
     }
 
@@ -113,16 +114,17 @@ impl History {
     /// # Errors
     /// It was.
     pub fn check(&self, run: &RunDir, kept: Kept, max_requeues: usize) -> Result<(), HistoryError> {
-        let submitted = JobRecord::read(run).map_err(|source| HistoryError::Io { path: run.job(), source })?;
-        if submitted.is_none_or(|record| record.job != self.job.id) {
+        let submitted = Submission::read(run).map_err(|source| HistoryError::Io { path: run.jobs(), source })?;
+        if submitted.is_none_or(|s| s.jobs.iter().all(|job| job.id != self.job.id)) {
             return Ok(());
         }
         let starts = self.starts.iter().rev().take_while(|at_start| **at_start == kept).count();
         if starts <= max_requeues {
             return Ok(());
         }
-        let log = run.job_output().with_file_name(format!("slurm-{}.out", self.job.id));
-        Err(HistoryError::NoProgress { job: self.job.id, starts, kept, log })
+        let job = self.job.name();
+        let log = run.job_output(&job);
+        Err(HistoryError::NoProgress { job, starts, kept, log })
     }
 
     /// Notes why bam ends.
@@ -135,16 +137,18 @@ impl History {
 
     fn append(&self, event: Event, reason: Option<String>, kept: Kept) -> Result<(), HistoryError> {
         let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        let Allocation { id, restart, .. } = self.job;
-        let entry = Entry { event, time, job: id, restart, host: host_name(), reason, kept };
+        let (job, restart) = (self.job.name(), self.job.restart);
+        let entry = Entry { event, time, job, restart, host: host_name(), reason, kept };
         let written = (|| {
             let mut line = serde_json::to_vec(&entry)?;
             line.push(b'\n');
+            let mut file = File::options().append(true).create(true).open(&self.path)?;
+            // On shared file systems, what two append at a time may end up in one place.
+            file.lock()?;
             // What was cut off in the middle of a line must not spoil this one.
             if fs::read(&self.path).is_ok_and(|text| text.last().is_some_and(|last| *last != b'\n')) {
                 line.insert(0, b'\n');
             }
-            let mut file = File::options().append(true).create(true).open(&self.path)?;
             file.write_all(&line)?;
             file.sync_all()
         })();
@@ -166,9 +170,10 @@ pub fn read(run: &RunDir) -> io::Result<Vec<Entry>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slurm::SubmittedJob;
 
     fn job(id: u64, restart: u32) -> Allocation {
-        Allocation { id, restart, tasks: None, nodes: 1 }
+        Allocation { id, element: None, restart, tasks: None, nodes: 1 }
     }
 
     fn kept(steps: u64) -> Kept {
@@ -177,8 +182,10 @@ mod tests {
 
     fn submitted(run: &RunDir, job: u64) {
         let text = String::new;
-        let record = JobRecord { job, cluster: None, submitted: text(), directory: text(), command: text() };
-        record.write(run).unwrap();
+        let job = SubmittedJob { name: "all".into(), id: job, elements: vec![] };
+        let submission =
+            Submission { submitted: text(), directory: text(), command: text(), cluster: None, jobs: vec![job] };
+        submission.write(run).unwrap();
     }
 
     #[test]

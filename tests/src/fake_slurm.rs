@@ -1,6 +1,7 @@
 //! A Slurm made of small shell scripts: it runs the batch script of a job as a process of this machine, and puts it into the
 //! queue again when it is asked to.
 
+use std::fmt::Display;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,15 @@ pub struct FakeSlurm {
     directory: PathBuf,
 }
 
-/// `refuse-test` and `refuse-submit` hold what Slurm says when it refuses; `hold`: jobs wait.
+/// How each command begins. `away`: the controller does not answer.
+const HEAD: &str = r#"
+if [ -e "$slurm/away" ]; then echo 'error: Unable to contact slurm controller (connect failure)' >&2; exit 1; fi
+# The directories of a job's elements, or of the job; of an element, its own.
+parts() { for part in "$slurm/$1" "$slurm/$1"_*; do [ ! -e "$part/state" ] || echo "$part"; done; }
+"#;
+
+/// `refuse-test` and `refuse-submit` hold what Slurm says when it refuses; `hold`: jobs wait; `quota`: so many jobs may be
+/// submitted.
 const SBATCH: &str = r#"
 case $1 in
 --test-only)
@@ -26,19 +35,64 @@ case $1 in
     exit 0 ;;
 esac
 if [ -e "$slurm/refuse-submit" ]; then cat "$slurm/refuse-submit" >&2; exit 1; fi
-id=$(($(cat "$slurm/last" 2>/dev/null || echo 0) + 1)); echo $id >"$slurm/last"
-mkdir -p "$slurm/$id"; cp "$2" "$slurm/$id/script"
-echo PENDING >"$slurm/$id/state"; echo 0 >"$slurm/$id/restarts"
-setsid "$slurm/run" $id </dev/null >/dev/null 2>&1 &
+id=$(($(cat "$slurm/last" 2>/dev/null || echo 0) + 1))
+if [ -e "$slurm/quota" ] && [ $id -gt "$(cat "$slurm/quota")" ]; then
+    echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1
+fi
+echo $id >"$slurm/last"
+dependency=''; kill=no
+for word in "$@"; do
+    case $word in
+    --dependency=*) dependency=${word#--dependency=} ;;
+    --kill-on-invalid-dep=yes) kill=yes ;;
+    --*) ;;
+    *) script=$word ;;
+    esac
+done
+array=$(sed -n 's/^#SBATCH --array=//p' "$script")
+limit=${array#*%}; [ "$limit" != "$array" ] || limit=0
+names=$id; [ -z "$array" ] || names=$(echo "${array%\%*}" | tr ',' '\n' | sed "s/^/${id}_/")
+for name in $names; do
+    mkdir "$slurm/$name"; cp "$script" "$slurm/$name/script"; echo "$script" >"$slurm/$name/command"
+    echo PENDING >"$slurm/$name/state"; echo 0 >"$slurm/$name/restarts"
+done
+mkdir -p "$slurm/$id"
+setsid "$slurm/queue" "$dependency" $kill $limit $names </dev/null >/dev/null 2>&1 &
 echo $! >"$slurm/$id/runner"
 echo $id
 "#;
 
-/// One job from its first start to its end.
+/// A job, or the elements of an array, from what they wait for on.
+const QUEUE: &str = r#"
+dependency=$1; kill=$2; limit=$3; shift 3
+while [ -n "$dependency" ]; do
+    open=0; bad=0
+    for id in $(echo "${dependency#*:}" | tr ':' ' '); do
+        for part in $(parts $id); do
+            case $(cat "$part/state") in COMPLETED) ;; FAILED | CANCELLED) bad=1 ;; *) open=1 ;; esac
+        done
+    done
+    case $dependency-$bad-$open in
+    afterok*-1-*)
+        [ $kill = yes ] || { sleep 0.05; continue; }
+        for name in "$@"; do echo CANCELLED >"$slurm/$name/state"; done
+        exit 0 ;;
+    *-0) break ;;
+    esac
+    sleep 0.05
+done
+printf '%s\n' "$@" | xargs -P "$limit" -I '{}' "$slurm/run" '{}'
+"#;
+
+/// One job, or one element of an array, from its first start to its end.
 const RUN: &str = r#"
-id=$1; job="$slurm/$id"
-export SLURM_JOB_ID=$id SLURM_NTASKS=2 SLURM_JOB_NODELIST=n1
-output=$(sed -n 's/^#SBATCH --output="*\([^"]*\)"*$/\1/p' "$job/script" | sed "s/%j/$id/; s/%%/%/g")
+name=$1; job="$slurm/$name"
+export SLURM_JOB_ID=$name SLURM_NTASKS=2 SLURM_JOB_NODELIST=n1
+case $name in
+# An element has a number of its own, which is of no use.
+*_*) export SLURM_JOB_ID=999 SLURM_ARRAY_JOB_ID="${name%_*}" SLURM_ARRAY_TASK_ID="${name#*_}" ;;
+esac
+output=$(sed -n 's/^#SBATCH --output="*\([^"]*\)"*$/\1/p' "$job/script" | sed "s/%j/$name/; s/%A_%a/$name/; s/%%/%/g")
 while :; do
     while [ -e "$slurm/hold" ]; do sleep 0.05; done
     [ "$(cat "$job/state")" = PENDING ] || exit 0
@@ -59,10 +113,14 @@ case $code in 0) echo COMPLETED ;; *) echo FAILED ;; esac >"$job/state"
 
 const SCONTROL: &str = r#"
 if [ "$1" = requeue ]; then touch "$slurm/$2/requeue"; exit 0; fi
-job="$slurm/$4"
-if [ ! -d "$job" ]; then echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1; fi
-echo "JobId=$4 JobName=tiny JobState=$(cat "$job/state") Reason=Resources Restarts=$(cat "$job/restarts")" \
-    "ExitCode=$(cat "$job/code" 2>/dev/null):0 StartTime=2025-01-01T00:00:00 NodeList=n1"
+if [ -z "$(parts "$4")" ]; then echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1; fi
+for part in $(parts "$4"); do
+    name=${part##*/}; element=''
+    case $name in *_*) element="ArrayJobId=$4 ArrayTaskId=${name#*_}" ;; esac
+    echo "JobId=${name%_*} $element JobName=tiny JobState=$(cat "$part/state") Reason=Resources" \
+        "Restarts=$(cat "$part/restarts") ExitCode=$(cat "$part/code" 2>/dev/null):0 StartTime=2025-01-01T00:00:00" \
+        "NodeList=n1 Command=$(cat "$part/command") WorkDir=/"
+done
 "#;
 
 const SQUEUE: &str = r#"
@@ -70,21 +128,30 @@ for word in "$@"; do case $word in --jobs=*) echo "$(cat "$slurm/${word#--jobs=}
 "#;
 
 const SCANCEL: &str = r#"
-case $1 in
---state=PENDING) [ "$(cat "$slurm/$2/state")" != PENDING ] || echo CANCELLED >"$slurm/$2/state" ;;
---signal=USR1) [ "$2" = --batch ] && kill -USR1 "$(cat "$slurm/$3/batch")" ;;
-esac
+for id in "$@"; do :; done
+for part in $(parts "$id"); do
+    case $1-$(cat "$part/state") in
+    --state=PENDING-PENDING | $id-PENDING) echo CANCELLED >"$part/state" ;;
+    --signal=USR1-RUNNING) [ "$2" = --batch ] && kill -USR1 "$(cat "$part/batch")" ;;
+    esac
+done
 "#;
 
 impl FakeSlurm {
     /// Makes the commands in `directory`, which must not exist yet.
     pub fn new(directory: &Path) -> FakeSlurm {
         fs::create_dir(directory).unwrap();
-        let scripts =
-            [("sbatch", SBATCH), ("run", RUN), ("scontrol", SCONTROL), ("squeue", SQUEUE), ("scancel", SCANCEL)];
+        let scripts = [
+            ("sbatch", SBATCH),
+            ("queue", QUEUE),
+            ("run", RUN),
+            ("scontrol", SCONTROL),
+            ("squeue", SQUEUE),
+            ("scancel", SCANCEL),
+        ];
         for (name, text) in scripts {
             let path = directory.join(name);
-            fs::write(&path, format!("#!/bin/sh\nslurm='{}'{text}", directory.display())).unwrap();
+            fs::write(&path, format!("#!/bin/sh\nslurm='{}'{HEAD}{text}", directory.display())).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
         FakeSlurm { directory: directory.to_owned() }
@@ -95,7 +162,7 @@ impl FakeSlurm {
         format!("{}:{}", self.directory.display(), std::env::var("PATH").unwrap_or_default())
     }
 
-    /// Makes a file by which Slurm behaves otherwise: `refuse-test`, `refuse-submit`, `hold`.
+    /// Makes a file by which Slurm behaves otherwise: `refuse-test`, `refuse-submit`, `quota`, `hold`, `away`.
     pub fn set(&self, name: &str, text: &str) {
         fs::write(self.directory.join(name), text).unwrap();
     }
@@ -115,23 +182,23 @@ impl FakeSlurm {
         self.word("last").and_then(|n| n.parse().ok()).unwrap_or_default()
     }
 
-    /// A job's state.
-    pub fn state(&self, job: u64) -> String {
+    /// The state of a job, or of an element (`2_0`).
+    pub fn state(&self, job: impl Display) -> String {
         self.word(&format!("{job}/state")).unwrap_or_default()
     }
 
-    /// How often a job was put into the queue again.
-    pub fn restarts(&self, job: u64) -> u64 {
+    /// How often a job or an element was put into the queue again.
+    pub fn restarts(&self, job: impl Display) -> u64 {
         self.word(&format!("{job}/restarts")).and_then(|n| n.parse().ok()).unwrap_or_default()
     }
 
-    /// Whether a job has ended for good.
-    pub fn has_ended(&self, job: u64) -> bool {
+    /// Whether a job or an element has ended for good.
+    pub fn has_ended(&self, job: impl Display) -> bool {
         ["COMPLETED", "FAILED", "CANCELLED"].contains(&self.state(job).as_str())
     }
 
-    /// Sends a signal to a job's batch script alone, as Slurm does.
-    pub fn signal(&self, job: u64, signal: Signal) {
+    /// Sends a signal to the batch script alone of a job or an element, as Slurm does.
+    pub fn signal(&self, job: impl Display, signal: Signal) {
         let batch = self.word(&format!("{job}/batch")).and_then(|pid| pid.parse().ok());
         batch.and_then(Process::of).into_iter().for_each(|process| process.signal(signal));
     }
@@ -146,7 +213,7 @@ impl Drop for FakeSlurm {
         for job in 1..=self.jobs() {
             let runner = self.word(&format!("{job}/runner")).and_then(|pid| pid.parse().ok()).and_then(Process::of);
             // Its number may belong to somebody else by now.
-            let marks = format!("{}/run", self.directory.display());
+            let marks = format!("{}/queue", self.directory.display());
             let is_ours = |process: &Process| {
                 fs::read(format!("/proc/{}/cmdline", process.pid))
                     .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&marks))

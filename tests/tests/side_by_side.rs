@@ -68,3 +68,37 @@ fn teachers_run_side_by_side_stop_together_and_leave_what_one_after_another_leav
         .finish()
         .expect_error(2, &["cluster.single_processes", "at most cluster.processes"]);
 }
+
+/// As the elements of an array of batch jobs do it.
+#[test]
+fn two_starts_share_a_run_out_between_them() {
+    let place = workplace();
+    let run = Run::new(place.at("runs/tiny"));
+    let stages = |stages: &'static str| place.bam(["run", "recipe.yaml", "-n", "1", "--stages", stages]);
+    stages("teacher-cola,student")
+        .finish()
+        .expect_error(1, &["stage 'teacher-cola' is made from what 'prepare' makes, which is not complete"]);
+    stages("teacher-rte").finish().expect_error(2, &["there is no stage 'teacher-rte'", "teacher-warmth", "report"]);
+    let done = stages("prepare").expect(0);
+    assert!(done.stdout.is_empty(), "{done}");
+    let [mut cola, mut warmth] = [stages("teacher-cola").start(), stages("teacher-warmth").start()];
+    for (running, stage) in [(&mut cola, "teacher-cola"), (&mut warmth, "teacher-warmth")] {
+        running.wait_until("training", || run.steps(stage).len() > 8 && !run.is_done(stage));
+    }
+    stages("teacher-cola").finish().expect_error(1, &["is in use by another bam (pid ", ": teacher-cola)"]);
+    place.bam(ALONE).finish().expect_error(1, &["is in use by another bam (pid ", "teacher-cola", "teacher-warmth"]);
+    // One that is killed with all its ranks lets go at once, and is of no concern to the other one.
+    warmth.kill_all();
+    stages("teacher-warmth").expect(0);
+    cola.finish().expect(0);
+    let table = stages("report").expect(1);
+    assert!(table.stdout.contains("not complete: logits, student"), "{table}");
+    place.bam(ALONE).expect(0);
+    place.bam([&ALONE[..], &["--run-dir", "runs/alone"]].concat()).expect(0);
+    let alone = Run::new(place.at("runs/alone"));
+    for stage in ["teacher-cola", "teacher-warmth", "student"] {
+        assert_eq!(run.weights_sha256(stage), alone.weights_sha256(stage), "{stage}");
+    }
+    let table = stages("report").expect(0);
+    assert!(table.stdout.contains("results on dev") && !table.stdout.contains("not complete"), "{table}");
+}

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::thread;
@@ -48,7 +48,35 @@ impl Cluster {
     }
 
     fn submit(&self) -> Bam {
+        self.bam(["submit", "recipe.yaml", "--one-job"])
+    }
+
+    fn submit_chain(&self) -> Bam {
         self.bam(["submit", "recipe.yaml"])
+    }
+
+    /// Waits until jobs and elements have ended; returns their states.
+    fn wait_for_ends<const N: usize>(&self, jobs: [&str; N]) -> [String; N] {
+        wait("the jobs' ends", || jobs.iter().all(|job| self.slurm.has_ended(job)));
+        jobs.map(|job| self.slurm.state(job))
+    }
+
+    fn output_of(&self, job: &str) -> String {
+        fs::read_to_string(self.run().at(format!("logs/slurm-{job}.out"))).unwrap_or_default()
+    }
+
+    /// A worker that fails in one stage for as long as the file `spoilt` is there, as `slurm.prologue`.
+    fn spoil(&self, stage: &str) -> String {
+        let (worker, spoilt) = (self.place.at("worker"), self.place.at("spoilt"));
+        let text = format!(
+            "#!/bin/sh\ncase \"$* \" in *'--stage {stage} '*) [ ! -e '{}' ] || exit 9 ;; esac\nexec '{}' \"$@\"\n",
+            spoilt.display(),
+            program("bam-worker").display()
+        );
+        fs::write(&spoilt, "").unwrap();
+        fs::write(&worker, text).unwrap();
+        fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
+        format!("prologue: ['export BAM_WORKER={}']", worker.display())
     }
 
     fn run(&self) -> Run {
@@ -127,6 +155,152 @@ fn a_job_that_is_stopped_twice_ends_with_the_weights_of_an_undisturbed_run() {
     assert_eq!(history.matches("time is up").count(), 2, "{history}");
 }
 
+/// Two teachers at the same time, and what follows from them.
+fn distillation() -> Recipe {
+    let mut recipe = Recipe::of(&["cola", "warmth"]);
+    recipe.cluster = "processes: 2, single_processes: 1, deadline: 60, max_restarts: 0".into();
+    recipe
+}
+
+#[test]
+fn a_chain_of_jobs_ends_with_the_weights_of_one_run() {
+    let mut recipe = distillation();
+    recipe.single = "epochs: 20, batch_size: 16, learning_rate: 0.002".into();
+    recipe.checkpoint = "every_steps: 10, keep: 2".into();
+    let cluster = Cluster::new(&recipe);
+    let whole = Run::new(cluster.place.at("runs/whole"));
+    cluster.bam(["run", "recipe.yaml", "--run-dir", "runs/whole"]).expect(0);
+    let done = cluster.submit_chain().expect(0);
+    for part in ["5 jobs submitted", "1  prepare", "2  teacher  array of 2", "5  report"] {
+        assert!(done.stdout.contains(part), "{part}: {done}");
+    }
+    let run = cluster.run();
+    wait("both teachers", || ["teacher-cola", "teacher-warmth"].iter().all(|s| run.steps(s).len() > 12));
+    let status = cluster.status();
+    for part in [
+        "job 1 (prepare): ended: COMPLETED",
+        "job 2_0 (teacher-cola): running on n1",
+        "job 2_1 (teacher-warmth): running on n1",
+        "job 3 (logits): queued",
+        "at work: bam, pid ",
+    ] {
+        assert!(status.contains(part), "{part}: {status}");
+    }
+    cluster.submit_chain().finish().expect_error(1, &["job 2 of this run", "is still RUNNING"]);
+    // One of them has to make room, and the other one does not hear of it.
+    cluster.slurm.signal("2_1", Signal::SIGUSR1);
+    assert_eq!(cluster.wait_for_ends(["1", "2_0", "2_1", "3", "4", "5"]), ["COMPLETED"; 6], "{}", cluster.status());
+    assert_eq!(["2_0", "2_1"].map(|job| cluster.slurm.restarts(job)), [0, 1]);
+    assert!(cluster.output_of("2_1").contains("job 2_1, start 1, "), "{}", cluster.output_of("2_1"));
+    for stage in ["teacher-cola", "teacher-warmth", "student"] {
+        assert_eq!(run.weights_sha256(stage), whole.weights_sha256(stage), "{stage}");
+        assert_eq!(run.receipt(stage), whole.receipt(stage), "{stage}");
+    }
+    assert!(cluster.output_of("5").contains("results on dev"), "{}", cluster.output_of("5"));
+    assert!(cluster.status().contains("done: bam report"), "{}", cluster.status());
+    let nothing = cluster.submit_chain().expect(0);
+    assert!(nothing.stdout.contains("nothing to submit") && cluster.slurm.jobs() == 5, "{nothing}");
+}
+
+#[test]
+fn a_teacher_that_fails_leaves_no_job_waiting_and_what_is_missing_is_submitted_again() {
+    let mut recipe = distillation();
+    let cluster = Cluster::new(&recipe);
+    recipe.slurm = cluster.spoil("teacher-warmth");
+    cluster.place.recipe("recipe.yaml", &recipe);
+    cluster.submit_chain().expect(0);
+    let states = cluster.wait_for_ends(["1", "2_0", "2_1", "3", "4", "5"]);
+    assert_eq!(states, ["COMPLETED", "COMPLETED", "FAILED", "CANCELLED", "CANCELLED", "FAILED"]);
+    let report = cluster.output_of("5");
+    for part in ["results on dev", "not complete: teacher-warmth, logits, student"] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    let status = cluster.status();
+    for part in [
+        "job 2_1 (teacher-warmth): ended: FAILED, exit code 1",
+        "job 3 (logits): ended: CANCELLED",
+        "job 2_1 stopped ",
+        "stage 'teacher-warmth': rank 0",
+        "to go on: cd ",
+    ] {
+        assert!(status.contains(part), "{part}: {status}");
+    }
+    fs::remove_file(cluster.place.at("spoilt")).unwrap();
+    let again = cluster.submit_chain().expect(0);
+    for part in ["4 jobs submitted", "6  teacher  array of 1", "7  logits"] {
+        assert!(again.stdout.contains(part), "{part}: {again}");
+    }
+    assert_eq!(cluster.wait_for_ends(["6_1", "7", "8", "9"]), ["COMPLETED"; 4], "{}", cluster.status());
+    assert_eq!(cluster.run().json("report.json")["missing"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_trial_that_fails_keeps_no_other_waiting() {
+    let mut recipe = Recipe::of(&["cola"]);
+    recipe.mode = "multi".into();
+    recipe.trials = 3;
+    recipe.cluster = "processes: 1, deadline: 60, max_restarts: 0".into();
+    let cluster = Cluster::new(&recipe);
+    recipe.slurm = cluster.spoil("multi@2") + ", at_once: 1";
+    cluster.place.recipe("recipe.yaml", &recipe);
+    cluster.submit_chain().expect(0);
+    let states = cluster.wait_for_ends(["1", "2_0", "2_1", "2_2", "3"]);
+    assert_eq!(states, ["COMPLETED", "COMPLETED", "FAILED", "COMPLETED", "FAILED"]);
+    let report = cluster.output_of("3");
+    for part in ["not complete: multi@2", "medians and [lowest–highest]"] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+}
+
+#[test]
+fn a_chain_is_cancelled_as_a_whole() {
+    let mut recipe = distillation();
+    recipe.single = "epochs: 200, batch_size: 16, learning_rate: 0.002".into();
+    let cluster = Cluster::new(&recipe);
+    cluster.submit_chain().expect(0);
+    let run = cluster.run();
+    wait("both teachers", || ["teacher-cola", "teacher-warmth"].iter().all(|s| run.steps(s).len() > 12));
+    let done = cluster.bam(["cancel", "runs/tiny"]).expect(0);
+    for part in ["job 5 was waiting and is out of the queue", "job 2 was told to stop", "to go on later: cd "] {
+        assert!(done.stdout.contains(part), "{part}: {done}");
+    }
+    let states = cluster.wait_for_ends(["1", "2_0", "2_1", "3", "4", "5"]);
+    assert_eq!(states, ["COMPLETED", "FAILED", "FAILED", "CANCELLED", "CANCELLED", "CANCELLED"]);
+    assert_eq!(["2_0", "2_1"].map(|job| cluster.slurm.restarts(job)), [0, 0]);
+    let status = cluster.status();
+    assert!(status.matches(": cancelled").count() == 2 && status.contains("to go on: cd "), "{status}");
+}
+
+#[test]
+fn a_chain_that_the_queue_has_no_room_for_is_taken_back() {
+    let cluster = Cluster::new(&distillation());
+    cluster.slurm.set("hold", "");
+    cluster.slurm.set("quota", "2");
+    cluster.submit_chain().finish().expect_error(1, &["sbatch --parsable --dependency=afterok:2", "SubmitJobLimit"]);
+    assert_eq!(cluster.wait_for_ends(["1", "2_0", "2_1"]), ["CANCELLED"; 3]);
+    assert!(!cluster.run().at("slurm/jobs.json").exists());
+    cluster.slurm.unset("hold");
+    cluster.slurm.unset("quota");
+    cluster.submit_chain().expect(0);
+}
+
+#[test]
+fn a_controller_that_is_away_and_a_number_of_somebody_elses_are_told_apart() {
+    let cluster = Cluster::new(&recipe());
+    cluster.slurm.set("hold", "");
+    cluster.submit().expect(0);
+    cluster.slurm.set("away", "");
+    let status = cluster.status();
+    assert!(status.contains("Slurm cannot be asked (scontrol") && status.contains("is not known here"), "{status}");
+    cluster.submit().finish().expect_error(1, &["Unable to contact slurm controller"]);
+    cluster.slurm.unset("away");
+    // The numbers have begun again from 1.
+    fs::write(cluster.place.at("slurm/1/command"), "/home/other/job.sh\n").unwrap();
+    assert!(cluster.status().contains("ended, and Slurm has forgotten it"), "{}", cluster.status());
+    cluster.bam(["cancel", "runs/tiny"]).expect(0);
+    assert_eq!(cluster.slurm.state(1), "PENDING");
+}
+
 #[test]
 fn a_job_that_fails_is_not_put_into_the_queue_again() {
     let mut recipe = recipe();
@@ -137,7 +311,7 @@ fn a_job_that_fails_is_not_put_into_the_queue_again() {
     assert_eq!(cluster.slurm.restarts(1), 0);
     assert!(cluster.output().contains("error: "), "{}", cluster.output());
     let status = cluster.status();
-    for part in ["FAILED, exit code 1", "to go on: cd ", "submit recipe.yaml"] {
+    for part in ["FAILED, exit code 1", "to go on: cd ", "submit recipe.yaml --one-job"] {
         assert!(status.contains(part), "{part}: {status}");
     }
 }
@@ -163,7 +337,7 @@ fn a_job_that_does_not_get_on_is_given_up() {
     // As nodes that are lost again and again leave it.
     let line = |restart: u64| {
         format!(
-            "{{\"event\":\"start\",\"time\":\"t\",\"job\":1,\"restart\":{restart},\"host\":\"n1\",\
+            "{{\"event\":\"start\",\"time\":\"t\",\"job\":\"1\",\"restart\":{restart},\"host\":\"n1\",\
              \"kept\":{{\"stages\":0,\"steps\":0}}}}\n"
         )
     };
@@ -238,7 +412,7 @@ fn what_cannot_run_is_not_submitted() {
     cluster.slurm.unset("refuse-test");
     cluster.slurm.set("refuse-submit", "sbatch: error: Job violates accounting/QOS policy\n");
     cluster.submit().finish().expect_error(1, &["sbatch --parsable", "violates accounting/QOS policy"]);
-    assert!(!cluster.run().at("slurm/job.json").exists());
+    assert!(!cluster.run().at("slurm/jobs.json").exists());
     fs::create_dir(cluster.place.at("bin")).unwrap();
     symlink("/bin/bash", cluster.place.at("bin/bash")).unwrap();
     let nowhere = cluster.submit().env("PATH", cluster.place.at("bin")).env("BAM_MPIRUN", "/bin/true");
@@ -249,12 +423,28 @@ fn what_cannot_run_is_not_submitted() {
 fn a_dry_run_shows_the_script_and_leaves_no_trace() {
     let cluster = Cluster::new(&recipe());
     let before = Snapshot::of(cluster.place.path());
-    let words = ["submit", "recipe.yaml", "--dry-run", "-n", "4", "-o", "slurm.nodes=2", "-o", "slurm.time=1:30:00"];
+    let words = [
+        "submit",
+        "recipe.yaml",
+        "--one-job",
+        "--dry-run",
+        "-n",
+        "4",
+        "-o",
+        "slurm.nodes=2",
+        "-o",
+        "slurm.time=1:30:00",
+    ];
     let done = cluster.bam(words).expect(0);
     before.assert_same(&Snapshot::of(cluster.place.path()));
     assert!(!cluster.slurm.was_asked());
     for line in ["#!/bin/bash", "#SBATCH --time=1:30:00", "#SBATCH --ntasks=4", "#SBATCH --ntasks-per-node=2"] {
         assert!(done.stdout.lines().any(|l| l == line), "{line}: {done}");
+    }
+    let chain = cluster.submit_chain().arg("--dry-run").expect(0);
+    before.assert_same(&Snapshot::of(cluster.place.path()));
+    for part in ["slurm/prepare.sh\n", "slurm/multi.sh, --dependency=afterok:PREPARE\n", "afterany:PREPARE:MULTI\n"] {
+        assert!(chain.stdout.contains(part), "{part}: {chain}");
     }
 }
 
@@ -271,8 +461,16 @@ fn a_job_has_as_many_processes_as_tasks_unless_somebody_says_otherwise() {
     assert_eq!(processes(cluster.bam(["plan", "recipe.yaml"])), "3");
     assert_eq!(processes(cluster.bam(["plan", "recipe.yaml", "-n", "2"])), "2");
     assert_eq!(processes(cluster.bam(["plan", "recipe.yaml", "-o", "cluster.processes=1"])), "1");
-    let script =
-        cluster.bam(["submit", "recipe.yaml", "--dry-run", "-o", "slurm.nodes=2", "-o", "slurm.gpus_per_node=4"]);
+    let script = cluster.bam([
+        "submit",
+        "recipe.yaml",
+        "--one-job",
+        "--dry-run",
+        "-o",
+        "slurm.nodes=2",
+        "-o",
+        "slurm.gpus_per_node=4",
+    ]);
     assert!(script.env("SLURM_NTASKS", "3").expect(0).stdout.contains("#SBATCH --ntasks=8"));
 }
 
@@ -290,7 +488,7 @@ fn status_works_without_slurm() {
     let status = without();
     assert!(status.contains("to go on: the same 'bam run'") && !status.contains("at work"), "{status}");
     cluster.bam(["status", "runs/nothing"]).finish().expect_error(2, &["is not the directory of a run"]);
-    cluster.bam(["cancel", "runs/tiny"]).finish().expect_error(2, &["slurm/job.json"]);
+    cluster.bam(["cancel", "runs/tiny"]).finish().expect_error(2, &["slurm/jobs.json"]);
 }
 
 /// A real Slurm of two hosts on this machine. It vanishes in the end.

@@ -1,5 +1,6 @@
 //! Incarnations: each start of a stage has a number, and only the newest may commit.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
@@ -15,7 +16,7 @@ pub struct Fence {
 
 impl Fence {
     /// Begins a new start of a stage: takes the run's next number. From now on, whoever has another one must not write
-    /// in this stage. Only for the holder of the run's lock, and one at a time.
+    /// in this stage. Only for the holder of the stage's lock, or the run's.
     ///
     /// # Errors
     /// A number cannot be read or written.
@@ -23,6 +24,8 @@ impl Fence {
         // The run counts, not the stage: a number that was once given is never given again, even if the stage's
         // directory is removed to make it anew.
         let counter = run.incarnation();
+        // Stages may start side by side, also under several launchers.
+        let _one_at_a_time = lock(&run.incarnation_lock())?;
         let own = read(&counter)?.checked_add(1).ok_or_else(|| no_number(&counter))?;
         let fence = Fence::of(run, stage, own);
         for path in [counter, fence.path.clone()] {
@@ -50,6 +53,16 @@ impl Fence {
         let current = read(&self.path)?;
         if current == self.own { Ok(()) } else { Err(CheckpointError::Fenced { own: self.own, current }) }
     }
+}
+
+/// Waits for a lock that lasts as long as the file is open.
+fn lock(path: &Path) -> Result<File, CheckpointError> {
+    let locked = (|| {
+        let file = File::options().write(true).create(true).truncate(false).open(path)?;
+        file.lock()?;
+        Ok(file)
+    })();
+    locked.map_err(|source| CheckpointError::Io { path: path.to_owned(), source })
 }
 
 /// The number in a file; 0 if there is none.

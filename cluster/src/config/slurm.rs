@@ -1,8 +1,10 @@
 //! The section `slurm` of a recipe: what `bam submit` asks Slurm for. Nothing in here changes what is learnt.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::error::ConfigError;
+use super::error::{ConfigError, nearest};
 
 /// What to ask Slurm for. What is left out is left to the site's defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +48,70 @@ pub struct SlurmSection {
     pub lead: u64,
     /// How often a job that was stopped is put into the queue again without having got any further.
     pub max_requeues: usize,
+    /// How many elements of an array run at the same time. Default: as many as fit.
+    pub at_once: Option<usize>,
+    /// Training samples a second that one process does, by which the time is estimated. Default: what the run's own steps
+    /// took, if there are any.
+    pub samples_per_second: Option<f64>,
+    /// Other settings for some of a run's jobs, by their names.
+    pub jobs: BTreeMap<String, JobSettings>,
+}
+
+/// The jobs that a run may have; `bam submit --dry-run` shows those of a recipe.
+pub const JOB_NAMES: [&str; 10] =
+    ["prepare", "teacher", "single", "multi", "logits", "student", "fine-tuned", "trial", "predict", "report"];
+
+/// What one of a run's jobs asks for instead of what the section asks for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JobSettings {
+    /// As [`SlurmSection::partition`].
+    pub partition: Option<String>,
+    /// As [`SlurmSection::account`].
+    pub account: Option<String>,
+    /// As [`SlurmSection::qos`].
+    pub qos: Option<String>,
+    /// As [`SlurmSection::constraint`].
+    pub constraint: Option<String>,
+    /// As [`SlurmSection::reservation`].
+    pub reservation: Option<String>,
+    /// As [`SlurmSection::gpus_per_node`]; 0: none.
+    pub gpus_per_node: Option<usize>,
+    /// As [`SlurmSection::cpus_per_task`].
+    pub cpus_per_task: Option<usize>,
+    /// As [`SlurmSection::memory`].
+    #[serde(deserialize_with = "text_or_number")]
+    pub memory: Option<String>,
+    /// As [`SlurmSection::time`].
+    #[serde(deserialize_with = "text_or_number")]
+    pub time: Option<String>,
+    /// As [`SlurmSection::extra`], instead of all of them.
+    pub extra: Option<Vec<String>>,
+}
+
+impl SlurmSection {
+    /// The settings of one of the run's jobs. Its number of GPUs is only there if the recipe gives it for this job.
+    pub fn of_job(&self, job: &str) -> SlurmSection {
+        let Some(own) = self.jobs.get(job).cloned() else { return self.clone() };
+        let all = self.clone();
+        SlurmSection {
+            partition: own.partition.or(all.partition),
+            account: own.account.or(all.account),
+            qos: own.qos.or(all.qos),
+            constraint: own.constraint.or(all.constraint),
+            reservation: own.reservation.or(all.reservation),
+            cpus_per_task: own.cpus_per_task.or(all.cpus_per_task),
+            memory: own.memory.or(all.memory),
+            time: own.time.or(all.time),
+            extra: own.extra.unwrap_or(all.extra),
+            ..all
+        }
+    }
+
+    /// How long a job may take, in seconds; none without a limit.
+    pub fn seconds(&self) -> Option<u64> {
+        self.time.as_deref().and_then(seconds)
+    }
 }
 
 /// Who is told of what.
@@ -84,6 +150,9 @@ impl Default for SlurmSection {
             extra: vec![],
             lead: 120,
             max_requeues: 5,
+            at_once: None,
+            samples_per_second: None,
+            jobs: BTreeMap::new(),
         }
     }
 }
@@ -109,7 +178,7 @@ const IN_CONSTRAINTS: &str = ",+:@/=&|*()[]!";
 const IN_MODULES: &str = "/+:@=";
 
 /// Options that bam sets itself, by sbatch's long and short names, and how to say what they say.
-const TAKEN: [(&str, &str, &str); 22] = [
+const TAKEN: [(&str, &str, &str); 24] = [
     ("--signal", "", "slurm.lead says how early"),
     ("--requeue", "", "bam sets it"),
     ("--no-requeue", "", "bam needs to be put into the queue again"),
@@ -127,7 +196,9 @@ const TAKEN: [(&str, &str, &str); 22] = [
     ("--partition", "-p", "use slurm.partition"),
     ("--account", "-A", "use slurm.account"),
     ("--job-name", "-J", "use slurm.job_name"),
-    ("--array", "-a", "bam submits one job for a run"),
+    ("--array", "-a", "bam makes arrays where they help, and slurm.at_once limits them"),
+    ("--dependency", "-d", "bam sets it"),
+    ("--kill-on-invalid-dep", "", "bam sets it"),
     ("--wrap", "", "the script is bam's"),
     ("--test-only", "", "use --dry-run"),
     ("--parsable", "", "bam sets it"),
@@ -136,6 +207,30 @@ const TAKEN: [(&str, &str, &str); 22] = [
 
 /// Refuses values that would break out of their line or word, or that Slurm would not see.
 pub(super) fn check(slurm: &SlurmSection) -> Result<(), ConfigError> {
+    check_settings(slurm)?;
+    check_count("at_once", slurm.at_once)?;
+    require(slurm.samples_per_second.is_none_or(|n| n.is_finite() && n > 0.0), "samples_per_second", || {
+        "must be above 0".to_owned()
+    })?;
+    for (name, own) in &slurm.jobs {
+        let in_job = |error| match error {
+            ConfigError::Invalid { key, problem } => {
+                let key = key.replacen("slurm.", &format!("slurm.jobs.{name}."), 1);
+                ConfigError::Invalid { key, problem }
+            }
+            other => other,
+        };
+        require(JOB_NAMES.contains(&name.as_str()), &format!("jobs.{name}"), || {
+            let hint = nearest(name, JOB_NAMES).map(|near| format!("did you mean '{near}'? ")).unwrap_or_default();
+            format!("is not one of a run's jobs; {hint}there are {}", JOB_NAMES.join(", "))
+        })?;
+        check_count("gpus_per_node", own.gpus_per_node.filter(|n| *n > 0)).map_err(in_job)?;
+        check_settings(&slurm.of_job(name)).map_err(in_job)?;
+    }
+    Ok(())
+}
+
+fn check_settings(slurm: &SlurmSection) -> Result<(), ConfigError> {
     let optional = [
         ("job_name", &slurm.job_name, ""),
         ("partition", &slurm.partition, IN_LISTS),
@@ -183,7 +278,10 @@ pub(super) fn check(slurm: &SlurmSection) -> Result<(), ConfigError> {
     for (i, option) in slurm.extra.iter().enumerate() {
         check_extra(&format!("extra[{i}]"), option)?;
     }
-    require((1..=65_535).contains(&slurm.lead), "lead", || "must be 1 to 65535 seconds".to_owned())
+    require((1..=65_535).contains(&slurm.lead), "lead", || "must be 1 to 65535 seconds".to_owned())?;
+    require(slurm.seconds().is_none_or(|seconds| seconds > slurm.lead), "time", || {
+        format!("leaves no time before the signal that comes {} s before its end (slurm.lead)", slurm.lead)
+    })
 }
 
 fn require(condition: bool, key: &str, problem: impl FnOnce() -> String) -> Result<(), ConfigError> {
@@ -214,6 +312,22 @@ fn is_time(text: &str) -> bool {
     }
     let (days, rest) = text.split_once('-').map_or((None, text), |(days, rest)| (Some(days), rest));
     days.is_none_or(is_number) && rest.split(':').count() <= 3 && rest.split(':').all(is_number)
+}
+
+/// What `sbatch --time` understands by a time; none for no limit.
+fn seconds(text: &str) -> Option<u64> {
+    let (days, rest) = text.split_once('-').map_or((None, text), |(days, rest)| (Some(days), rest));
+    let numbers: Vec<u64> = rest.split(':').map(|n| n.parse().ok()).collect::<Option<_>>()?;
+    let [hours, minutes, seconds] = match (days, &numbers[..]) {
+        (Some(_), [h]) => [*h, 0, 0],
+        (Some(_), [h, m]) => [*h, *m, 0],
+        (None, [m]) => [0, *m, 0],
+        (None, [m, s]) => [0, *m, *s],
+        (_, [h, m, s]) => [*h, *m, *s],
+        _ => return None,
+    };
+    let days: u64 = days.map_or(Some(0), |days| days.parse().ok())?;
+    Some(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 }
 
 /// Whether a line is a directive, or was most likely meant to be one: `# SBATCH`, `#sbatch`, `#SBTACH`.
@@ -290,6 +404,7 @@ mod tests {
             "{ memory: 64000, time: 1:30:00 }",
             "{ time: 2-12:00 }",
             "{ mail: { user: a.b@c.de } }",
+            "{ at_once: 4, samples_per_second: 900.5, jobs: { report: { gpus_per_node: 0, memory: 4G, extra: [] } } }",
             "{ modules: [gcc/12.2, openmpi/4.1.4+cuda], prologue: ['export A=\"b c\"', 'ulimit -s 8192  # SBATCH'] }",
             "{ container: [apptainer, exec, /my images/bam.sif], extra: [--exclusive, '--comment=\"two words\"', '-x n7'] }",
         ] {
@@ -309,6 +424,15 @@ mod tests {
             ("{ job_name: 'a b' }", "slurm.job_name"),
             ("{ modules: ['gcc; rm -rf x'] }", "slurm.modules[0]"),
             ("{ modules: ['$(x)'] }", "slurm.modules[0]"),
+            (
+                "{ jobs: { techer: { time: 5 } } }",
+                "slurm.jobs.techer: is not one of a run's jobs; did you mean 'teacher'?",
+            ),
+            ("{ jobs: { teacher: { partition: 'a b' } } }", "slurm.jobs.teacher.partition"),
+            ("{ jobs: { teacher: { nodes: 2 } } }", "unknown field `nodes`"),
+            ("{ time: 2 }", "slurm.time: leaves no time before the signal"),
+            ("{ at_once: 0 }", "slurm.at_once"),
+            ("{ samples_per_second: 0 }", "slurm.samples_per_second"),
             ("{ memory: 64 GB }", "no size; write 64G"),
             ("{ time: tomorrow }", "no time; write minutes"),
             ("{ time: '1:2:3:4' }", "no time"),
@@ -331,6 +455,32 @@ mod tests {
     }
 
     #[test]
+    fn times_are_read_as_sbatch_reads_them() {
+        for (text, expected) in [
+            ("90", Some(5_400)),
+            ("90:30", Some(5_430)),
+            ("1:30:00", Some(5_400)),
+            ("2-12", Some(216_000)),
+            ("1-2:30", Some(95_400)),
+            ("1-2:30:01", Some(95_401)),
+            ("UNLIMITED", None),
+        ] {
+            assert_eq!(seconds(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_job_has_its_own_settings_and_the_sections_others() {
+        let yaml =
+            "{ partition: gpu, time: 600, extra: [--exclusive], jobs: { report: { partition: cpu, extra: [] } } }";
+        let section: SlurmSection = serde_norway::from_str(yaml).unwrap();
+        let report = section.of_job("report");
+        assert_eq!((report.partition.as_deref(), report.time.as_deref()), (Some("cpu"), Some("600")));
+        assert!(report.extra.is_empty());
+        assert_eq!(section.of_job("student").partition.as_deref(), Some("gpu"));
+    }
+
+    #[test]
     fn directives_that_slurm_would_not_see_are_refused() {
         for line in ["#SBATCH --time=1", "  #SBATCH --time=1", "# SBATCH --time=1", "#sbatch -t 1", "##SBATHC -t 1"] {
             let yaml = serde_norway::to_string(&serde_json::json!({ "prologue": [line] })).unwrap();
@@ -349,7 +499,8 @@ mod tests {
     fn options_that_bam_sets_are_not_taken_twice() {
         for (option, part) in [
             ("--signal=USR1@10", "slurm.lead"),
-            ("--array=1-3", "one job for a run"),
+            ("--array=1-3", "slurm.at_once"),
+            ("-d afterok:7", "bam sets it"),
             ("-n4", "cluster.processes"),
             ("-N 2", "slurm.nodes"),
             ("--exclusive --output=x", "--output cannot be given here"),

@@ -139,6 +139,11 @@ impl Stage {
         needs
     }
 
+    /// Which of the recipe's trials it belongs to, from 1.
+    pub fn trial(&self) -> u64 {
+        self.name.split_once('@').and_then(|(_, trial)| trial.parse().ok()).unwrap_or(1)
+    }
+
     /// Examples that it computes in training, as a measure of how long it takes; 0 if it trains nothing.
     pub fn examples(&self) -> u64 {
         match &self.work {

@@ -1,9 +1,12 @@
 //! `bam run`: everything a recipe asks for, continuing where an earlier run stopped.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, ensure};
 use bam_cluster::exit_code;
 use bam_cluster::fault::Fault;
 use bam_cluster::files;
+use bam_cluster::plan::Plan;
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record;
 
@@ -12,12 +15,12 @@ use crate::cli::{PredictArguments, RunArguments};
 use crate::conduct::Conductor;
 use crate::failure;
 use crate::history::{History, HistoryError};
-use crate::progress;
+use crate::progress::{self, Kept, StageProgress};
 use crate::project::Project;
 use crate::report::Results;
 use crate::run_claim;
 use crate::run_lock::RunLock;
-use crate::slurm::Allocation;
+use crate::slurm::{Allocation, REPORT};
 use crate::stage_inputs::StageInputs;
 use crate::supervise::{Interrupts, Wish};
 
@@ -30,7 +33,11 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     let project = Project::load(&arguments.recipe)?;
     let programs = Programs::find()?;
     let run = RunDir::new(super::directory_or_default(arguments.run_dir.as_deref(), &project.recipe.name)?);
-    let _lock = RunLock::acquire(&run)?;
+    let share = Share::of(&arguments.stages, &project.plan)?;
+    let _lock = match &share.stages {
+        None => RunLock::acquire(&run)?,
+        Some(stages) => RunLock::acquire_stages(&run, stages.iter().map(String::as_str))?,
+    };
     run_claim::check(&run, &project.recipe)?;
     let inputs = StageInputs::new(&project)?;
     if let Some(first) = project.plan.stages.first() {
@@ -39,17 +46,66 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     }
     run_claim::claim(&run, &project.recipe, &project.plan)?;
     let faults = faults_of(arguments, &project)?;
-    let history = job.map(|job| begin(job, &project, &run)).transpose()?;
+    let history = job.map(|job| begin(job, &project, &share, &run)).transpose()?;
     let interrupts = listening.map_or_else(listen, Ok)?;
-    let conductor = Conductor::new(&project, programs, run, interrupts.clone(), faults);
+    let conductor = Conductor::new(&project, programs, run, share.stages.clone(), interrupts.clone(), faults);
     let outcome = conductor.run(inputs);
     if let Some(history) = history {
-        end(&history, &project, conductor.run_dir(), &outcome, &interrupts)?;
+        end(&history, &project, &share, conductor.run_dir(), &outcome, &interrupts)?;
     }
     match outcome? {
         Some(exit_code) => Ok(exit_code),
-        None => report(&project, conductor.run_dir()),
+        None if share.has_report => report(&project, conductor.run_dir()),
+        None => Ok(exit_code::DONE),
     }
+}
+
+/// What of a run one start of bam does.
+struct Share {
+    /// None: all stages.
+    stages: Option<BTreeSet<String>>,
+    /// Whether the table is written in the end.
+    has_report: bool,
+}
+
+impl Share {
+    /// What the command line asks for.
+    ///
+    /// # Errors
+    /// There is no such stage.
+    fn of(asked: &[String], plan: &Plan) -> Result<Share, NoSuchStage> {
+        if asked.is_empty() {
+            return Ok(Share { stages: None, has_report: true });
+        }
+        let mut share = Share { stages: None, has_report: false };
+        let stages = share.stages.insert(BTreeSet::new());
+        for name in asked {
+            if name == REPORT {
+                share.has_report = true;
+            } else if plan.stage(name).is_some() {
+                stages.insert(name.clone());
+            } else {
+                let there_are = plan.stages.iter().map(|s| s.name.as_str()).chain([REPORT]);
+                let there_are = there_are.collect::<Vec<_>>().join(", ");
+                return Err(NoSuchStage { name: name.clone(), there_are });
+            }
+        }
+        Ok(share)
+    }
+
+    /// How far its stages are.
+    fn kept(&self, project: &Project, run: &RunDir) -> Kept {
+        let is_own = |stage: &StageProgress| self.stages.as_ref().is_none_or(|own| own.contains(&stage.name));
+        progress::kept(&progress::stages(run, &project.plan).into_iter().filter(is_own).collect::<Vec<_>>())
+    }
+}
+
+/// `--stages` names a stage that the recipe does not have.
+#[derive(Debug, thiserror::Error)]
+#[error("--stages: there is no stage '{name}'; there are {there_are}")]
+pub struct NoSuchStage {
+    name: String,
+    there_are: String,
 }
 
 fn listen() -> anyhow::Result<Interrupts> {
@@ -57,8 +113,8 @@ fn listen() -> anyhow::Result<Interrupts> {
 }
 
 /// Notes that a batch job begins its work, unless it has begun it often enough in vain.
-fn begin(job: Allocation, project: &Project, run: &RunDir) -> Result<History, HistoryError> {
-    let kept = progress::kept(&progress::stages(run, &project.plan));
+fn begin(job: Allocation, project: &Project, share: &Share, run: &RunDir) -> Result<History, HistoryError> {
+    let kept = share.kept(project, run);
     let mut history = History::open(run, job)?;
     history.check(run, kept, project.recipe.slurm.max_requeues)?;
     history.begin(kept)?;
@@ -70,11 +126,12 @@ fn begin(job: Allocation, project: &Project, run: &RunDir) -> Result<History, Hi
 fn end(
     history: &History,
     project: &Project,
+    share: &Share,
     run: &RunDir,
     outcome: &anyhow::Result<Option<u8>>,
     interrupts: &Interrupts,
 ) -> Result<(), HistoryError> {
-    let kept = progress::kept(&progress::stages(run, &project.plan));
+    let kept = share.kept(project, run);
     let is_cancelled = run.cancelled().exists();
     let reason = match (outcome, interrupts.wish()) {
         (Ok(None), _) => "done".to_owned(),
@@ -109,11 +166,11 @@ pub fn predict(mut arguments: PredictArguments) -> anyhow::Result<u8> {
     run(&arguments.run)
 }
 
-/// Writes and prints the results.
+/// Writes and prints the results; without those of all stages, that is a failure.
 fn report(project: &Project, run: &RunDir) -> anyhow::Result<u8> {
     let results = Results::collect(run, &project.recipe, &project.plan)?;
     let path = run.report();
     files::write_json(&path, &results.to_json()).with_context(|| format!("cannot write {}", path.display()))?;
     super::print(&results.render())?;
-    Ok(exit_code::DONE)
+    Ok(if results.missing.is_empty() { exit_code::DONE } else { exit_code::FAILURE })
 }

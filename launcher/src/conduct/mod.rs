@@ -3,9 +3,9 @@
 
 mod schedule;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use bam_cluster::stage_record::{self, RecordError, Scores, StageRecord, Standing
 use crate::backend::Programs;
 use crate::choice;
 use crate::project::Project;
+use crate::shell::quoted;
 use crate::stage_inputs::{self, StageInputs};
 use crate::supervise::{self, Decision, End, Finding, History, Interrupts, Screen, StageJob, Verdict};
 use schedule::Schedule;
@@ -31,8 +32,8 @@ pub struct Conductor<'a> {
     project: &'a Project,
     programs: Programs,
     run: RunDir,
-    /// Held by whoever takes the next number for a start of a stage.
-    numbering: Mutex<()>,
+    /// The stages to take to their ends; none: all.
+    only: Option<BTreeSet<String>>,
     /// Failures to rehearse.
     faults: Vec<Fault>,
     interrupts: Interrupts,
@@ -60,6 +61,18 @@ pub struct StageFailed {
     log: PathBuf,
 }
 
+/// A stage that was asked for and could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "stage '{stage}' is made from what '{need}' makes, which is not complete; run that first ('bam status {directory}' \
+     says how far it is)"
+)]
+pub struct NeedMissing {
+    stage: String,
+    need: String,
+    directory: String,
+}
+
 /// What happened, what happens next, and the guilty rank's last lines.
 fn joined(verdict: &Verdict, next: &str) -> String {
     let Finding { what, last_lines, .. } = &verdict.finding;
@@ -77,16 +90,16 @@ fn joined(verdict: &Verdict, next: &str) -> String {
 }
 
 impl<'a> Conductor<'a> {
-    /// Only for the holder of the run's lock.
+    /// Only for the holder of the lock on the run, or on the stages that are named.
     pub fn new(
         project: &'a Project,
         programs: Programs,
         run: RunDir,
+        only: Option<BTreeSet<String>>,
         interrupts: Interrupts,
         faults: Vec<Fault>,
     ) -> Self {
-        let (numbering, screen) = (Mutex::default(), Screen::new());
-        Conductor { project, programs, run, numbering, faults, interrupts, screen }
+        Conductor { project, programs, run, only, faults, interrupts, screen: Screen::new() }
     }
 
     /// Where the run is.
@@ -94,7 +107,7 @@ impl<'a> Conductor<'a> {
         &self.run
     }
 
-    /// Takes all stages to their ends; returns an exit code if they were stopped before.
+    /// Takes the stages to their ends; returns an exit code if they were stopped before.
     ///
     /// # Errors
     /// A stage fails; the others have been stopped at a checkpoint.
@@ -142,10 +155,15 @@ impl<'a> Conductor<'a> {
             while let Some(stage) = schedule.next() {
                 let name = &stage.name;
                 let made_from = inputs.of(&self.run, stage)?;
+                let is_asked_for = self.only.as_ref().is_none_or(|only| only.contains(name));
                 if let Standing::Finished(record) = self.standing(stage, &made_from)? {
-                    self.screen.line(&format!("{name}: done before"));
+                    if is_asked_for {
+                        self.screen.line(&format!("{name}: done before"));
+                    }
                     inputs.add(name, record.outputs);
                     schedule.complete(name);
+                } else if !is_asked_for {
+                    schedule.hold(name);
                 } else if stopped.is_some() || self.interrupts.wish().is_some() {
                     if stopped.is_none() {
                         self.screen.line(&format!("stopped before stage '{name}'; run the same command to go on"));
@@ -170,7 +188,10 @@ impl<'a> Conductor<'a> {
                 }
             }
             if !schedule.is_any_running() {
-                return Ok(());
+                return match (&stopped, self.left_over(schedule)) {
+                    (None, Some(missing)) => Err(missing.into()),
+                    _ => Ok(()),
+                };
             }
             let ending = endings.recv().context("a stage vanished")?;
             schedule.end(&ending.stage.name);
@@ -183,6 +204,14 @@ impl<'a> Conductor<'a> {
                 end => *stopped = Some((*stopped).unwrap_or_default().max(self.leave(ending.stage, &end))),
             }
         }
+    }
+
+    /// A stage that was asked for and waits for one that was not.
+    fn left_over(&self, schedule: &Schedule) -> Option<NeedMissing> {
+        let only = self.only.as_ref()?;
+        let (stage, need) = schedule.waiting().find(|(stage, _)| only.contains(*stage))?;
+        let directory = quoted(&self.run.path().display().to_string());
+        Some(NeedMissing { stage: stage.to_owned(), need: need.to_owned(), directory })
     }
 
     /// Says that a stage starts.
@@ -274,8 +303,6 @@ impl<'a> Conductor<'a> {
 
     /// Takes the next number for a start of a stage; from now on, an older start's processes must not write in it.
     fn next_incarnation(&self, stage: &Stage) -> Result<u64, CheckpointError> {
-        // Whoever panicked while holding it has left nothing half-done: files are replaced whole.
-        let _one_at_a_time = self.numbering.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Fence::advance(&self.run, &stage.name)?.incarnation())
     }
 

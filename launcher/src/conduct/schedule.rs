@@ -35,8 +35,7 @@ impl<'a> Schedule<'a> {
         let side_by_side = 2 * self.cluster.ranks(1) <= self.cluster.processes;
         let key = |&&i: &&usize| {
             let stage = &self.stages[i];
-            let trial = stage.name.split_once('@').and_then(|(_, trial)| trial.parse().ok()).unwrap_or(1u64);
-            (trial, Reverse(if side_by_side { stage.examples() } else { 0 }), i)
+            (stage.trial(), Reverse(if side_by_side { stage.examples() } else { 0 }), i)
         };
         self.open.iter().filter(can_start).min_by_key(key).map(|&i| &self.stages[i])
     }
@@ -62,6 +61,15 @@ impl<'a> Schedule<'a> {
     pub(super) fn complete(&mut self, name: &str) {
         self.take(name);
         self.complete.extend(self.stages.iter().map(|s| s.name.as_str()).filter(|n| *n == name));
+    }
+
+    /// Stages that were not started, each with the first that it waits for.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.open.iter().filter_map(|&i| {
+            let stage = &self.stages[i];
+            let need = stage.needs().into_iter().find(|need| !self.complete.contains(need))?;
+            Some((stage.name.as_str(), need))
+        })
     }
 
     pub(super) fn is_any_running(&self) -> bool {

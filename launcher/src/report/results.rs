@@ -28,6 +28,8 @@ pub struct Results {
     pub seconds: BTreeMap<String, f64>,
     /// Models that predict one class only: (stage, task).
     pub collapsed: Vec<(String, String)>,
+    /// Stages that are not complete.
+    pub missing: Vec<String>,
 }
 
 /// All models of one kind.
@@ -159,6 +161,7 @@ impl Results {
             // Scores of a stage that was interrupted and is being made again would be of an older model.
             let is_done = record.is_some();
             results.seconds.extend(record.map(|r| (stage.name.clone(), r.seconds)));
+            results.missing.extend((!is_done).then(|| stage.name.clone()));
             let Some(model) = stage.model() else { continue };
             let kind = ModelKind::of_stage(&model, recipe.mode, teaching.contains(stage.name.as_str()));
             let sample = results.sample(kind, (model.trial, model.member));
@@ -219,6 +222,7 @@ impl Results {
             "mismatched": by_task(&|column, task, metric| json!(median(&column.mismatched(task, metric)))),
             "average_samples": by_kind(&|column| json!(column.averages(&self.tasks))),
             "collapsed": collapsed,
+            "missing": self.missing,
             "seconds": self.seconds,
         })
     }
@@ -274,6 +278,7 @@ mod tests {
         assert_eq!((score(0, "mrpc", Metric::F1), score(0, "rte", Metric::Accuracy)), (vec![0.9], vec![]));
         assert_eq!(score(1, "rte", Metric::Accuracy), [0.6]);
         assert_eq!(results.collapsed, [("teacher-mrpc".to_owned(), "mrpc".to_owned())]);
+        assert_eq!(results.missing, ["prepare", "teacher-rte", "logits"]);
         assert!(results.columns.iter().all(|c| c.averages(&results.tasks).is_empty()));
         let json = results.to_json();
         assert_eq!(json["mode"], "single-to-multi");

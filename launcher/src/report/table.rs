@@ -40,6 +40,9 @@ impl Results {
         for (stage, task) in &self.collapsed {
             text += &format!("'{stage}' has collapsed on '{task}': it predicts the same class for every dev example\n");
         }
+        if !self.missing.is_empty() {
+            text += &format!("not complete: {}\n", self.missing.join(", "));
+        }
         text
     }
 

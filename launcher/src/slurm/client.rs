@@ -1,12 +1,15 @@
 //! Slurm's commands: `sbatch`, `scontrol`, `scancel`. What they say when they refuse is passed on in their own words.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use bam_cluster::run_dir::RunDir;
+
 use super::job::Job;
-use super::record::JobRecord;
+use super::record::{Submission, SubmittedJob};
 
 /// Variables by which a user's environment would override what the script says and bam relies on.
 const OVERRIDING: [&str; 9] = [
@@ -79,50 +82,91 @@ impl Slurm {
         Ok(words(&said))
     }
 
-    /// Submits a script.
+    /// Submits a script, to be started when what `after` says has happened.
     ///
     /// # Errors
     /// Slurm refuses it, or says something other than the job's number.
-    pub fn submit(self, script: &Path) -> Result<Submitted, SlurmError> {
+    pub fn submit(self, script: &Path, after: Option<&After>) -> Result<Submitted, SlurmError> {
         let mut command = sbatch();
-        let said = run("sbatch", command.arg("--parsable").arg(script), None)?;
+        command.arg("--parsable");
+        if let Some(after) = after {
+            // A job that can never start must not wait for ever.
+            command.args([format!("--dependency={after}"), "--kill-on-invalid-dep=yes".to_owned()]);
+        }
+        let said = run("sbatch", command.arg(script), None)?;
         parse_submitted(&String::from_utf8_lossy(&said.stdout))
             .ok_or_else(|| SlurmError::Garbled { command: typed(&command), words: words(&said) })
     }
 
-    /// What Slurm knows of a job; none if it has forgotten it.
+    /// What Slurm knows of a job of a run, or of an array's elements; nothing if it has forgotten it.
     ///
     /// # Errors
     /// Slurm cannot be asked.
-    pub fn job(self, record: &JobRecord) -> Result<Option<Job>, SlurmError> {
-        let mut command = for_cluster("scontrol", record);
-        command.args(["--oneliner", "show", "job"]).arg(record.job.to_string());
+    pub fn jobs(self, run_dir: &RunDir, submission: &Submission, job: &SubmittedJob) -> Result<Vec<Job>, SlurmError> {
+        let mut command = for_cluster("scontrol", submission);
+        command.args(["--oneliner", "show", "job"]).arg(job.id.to_string());
         let said = match run("scontrol", &mut command, None) {
-            Err(SlurmError::Refused { words, .. }) if words.contains(UNKNOWN_JOB) => return Ok(None),
+            Err(SlurmError::Refused { words, .. }) if words.contains(UNKNOWN_JOB) => return Ok(vec![]),
             said => said?,
         };
-        match Job::parse(&String::from_utf8_lossy(&said.stdout), record.job) {
-            Some(job) => Ok(Some(job)),
-            None => Err(SlurmError::Garbled { command: typed(&command), words: words(&said) }),
+        let mut known = Job::parse_all(&String::from_utf8_lossy(&said.stdout), job.id);
+        // Numbers come again, after years or a new installation.
+        let script = run_dir.job_script(&job.name).display().to_string();
+        let is_ours = |known: &Job| known.script.as_ref().is_none_or(|other| *other == script);
+        if known.iter().any(|part| !is_ours(part)) {
+            return Ok(vec![]);
         }
+        known.sort_by_key(Job::first_element);
+        if known.is_empty() {
+            return Err(SlurmError::Garbled { command: typed(&command), words: words(&said) });
+        }
+        Ok(known)
     }
 
-    /// Takes a job out of the queue, if it is still waiting there.
+    /// Takes a job out of the queue, if it is still waiting there; of an array, what is waiting of it.
     ///
     /// # Errors
     /// Slurm refuses.
-    pub fn cancel_waiting(self, record: &JobRecord) -> Result<(), SlurmError> {
-        let mut command = for_cluster("scancel", record);
-        run("scancel", command.arg("--state=PENDING").arg(record.job.to_string()), None).map(drop)
+    pub fn cancel_waiting(self, submission: &Submission, job: &SubmittedJob) -> Result<(), SlurmError> {
+        let mut command = for_cluster("scancel", submission);
+        run("scancel", command.arg("--state=PENDING").arg(job.id.to_string()), None).map(drop)
     }
 
-    /// Tells a job's batch script that its time is up.
+    /// Ends a job, whatever it does.
     ///
     /// # Errors
     /// Slurm refuses.
-    pub fn ask_to_stop(self, record: &JobRecord) -> Result<(), SlurmError> {
-        let mut command = for_cluster("scancel", record);
-        run("scancel", command.args(["--signal=USR1", "--batch"]).arg(record.job.to_string()), None).map(drop)
+    pub fn cancel(self, submission: &Submission, job: &SubmittedJob) -> Result<(), SlurmError> {
+        run("scancel", for_cluster("scancel", submission).arg(job.id.to_string()), None).map(drop)
+    }
+
+    /// Tells a job's batch script that its time is up; of an array, those of all elements.
+    ///
+    /// # Errors
+    /// Slurm refuses.
+    pub fn ask_to_stop(self, submission: &Submission, job: &SubmittedJob) -> Result<(), SlurmError> {
+        let mut command = for_cluster("scancel", submission);
+        run("scancel", command.args(["--signal=USR1", "--batch"]).arg(job.id.to_string()), None).map(drop)
+    }
+}
+
+/// What must have happened before a job is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum After {
+    /// These jobs have ended well.
+    Success(Vec<u64>),
+    /// These jobs have ended.
+    End(Vec<u64>),
+}
+
+impl fmt::Display for After {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, jobs) = match self {
+            After::Success(jobs) => ("afterok", jobs),
+            After::End(jobs) => ("afterany", jobs),
+        };
+        write!(f, "{kind}")?;
+        jobs.iter().try_for_each(|job| write!(f, ":{job}"))
     }
 }
 
@@ -134,9 +178,9 @@ fn sbatch() -> Command {
     command
 }
 
-fn for_cluster(program: &str, record: &JobRecord) -> Command {
+fn for_cluster(program: &str, submission: &Submission) -> Command {
     let mut command = Command::new(program);
-    if let Some(cluster) = &record.cluster {
+    if let Some(cluster) = &submission.cluster {
         command.arg(format!("--clusters={cluster}"));
     }
     command

@@ -1,8 +1,10 @@
 //! What Slurm says of a job: `scontrol show job --oneliner`, understood as far as bam needs it.
 
-/// A job that Slurm knows.
+/// A job that Slurm knows, or some elements of an array.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Job {
+    /// Which elements, as Slurm writes lists of them: `3`, `1,4-6%2`; none: it is no array.
+    pub elements: Option<String>,
     /// `PENDING`, `RUNNING`, …
     pub state: String,
     /// Why it is in that state; none: Slurm gives none.
@@ -17,6 +19,8 @@ pub struct Job {
     pub nodes: Option<String>,
     /// Its exit code.
     pub exit_code: Option<i32>,
+    /// The script that it was submitted with.
+    pub script: Option<String>,
 }
 
 /// What a state means for a run.
@@ -31,17 +35,24 @@ pub enum Phase {
 }
 
 impl Job {
-    /// Understands one line about the job `id`; none if it is not about that job, or has no state.
-    pub fn parse(text: &str, id: u64) -> Option<Job> {
+    /// Understands what is said about the job or array `id`, line by line; lines that are not about it, or have no state,
+    /// are left out.
+    pub fn parse_all(text: &str, id: u64) -> Vec<Job> {
+        text.lines().filter_map(|line| Job::parse(line, id)).collect()
+    }
+
+    fn parse(line: &str, id: u64) -> Option<Job> {
         let mut job = Job::default();
         let mut has_id = false;
         // Values may hold spaces and what looks like a key. Those come late (the command, the directory), so that the
         // first of a name counts.
-        for word in text.split_whitespace() {
+        for word in line.split_whitespace() {
             let Some((key, value)) = word.split_once('=') else { continue };
             let known = || (!["", "(null)", "None", "Unknown", "N/A"].contains(&value)).then(|| printable(value));
             match key {
-                "JobId" if !has_id => has_id = value.parse() == Ok(id),
+                // An element has a number of its own, and that of its array.
+                "JobId" | "ArrayJobId" if !has_id => has_id = value.parse() == Ok(id),
+                "ArrayTaskId" if job.elements.is_none() => job.elements = known(),
                 "JobState" if job.state.is_empty() => job.state = printable(value),
                 "Reason" if job.reason.is_none() => job.reason = known(),
                 "Restarts" if job.restarts == 0 => job.restarts = value.parse().unwrap_or_default(),
@@ -54,7 +65,14 @@ impl Job {
                 _ => {}
             }
         }
+        job.script =
+            line.split_once(" Command=").map(|(_, rest)| rest.split(" WorkDir=").next().unwrap_or(rest).to_owned());
         (has_id && !job.state.is_empty()).then_some(job)
+    }
+
+    /// The number of its first element, by which parts of an array can be put in order.
+    pub fn first_element(&self) -> Option<u64> {
+        self.elements.as_ref()?.split([',', '-', '%']).next()?.parse().ok()
     }
 
     /// What its state means. One that is not known is taken for running: nothing must be submitted beside it.
@@ -88,9 +106,10 @@ mod tests {
 
     #[test]
     fn a_running_job_is_understood() {
-        let job = Job::parse(RUNNING, 4).unwrap();
+        let job = Job::parse_all(RUNNING, 4).remove(0);
         let text = |text: &str| Some(text.to_owned());
         let expected = Job {
+            elements: None,
             state: "RUNNING".into(),
             reason: None,
             restarts: 2,
@@ -98,6 +117,7 @@ mod tests {
             end: text("2025-01-01T10:02:01"),
             nodes: text("n[1-2]"),
             exit_code: Some(0),
+            script: text("/runs/JobState=FAILED x/slurm/job.sh"),
         };
         assert_eq!(job, expected);
         assert_eq!(job.phase(), Phase::Running);
@@ -106,11 +126,23 @@ mod tests {
     #[test]
     fn a_waiting_job_has_a_reason() {
         let text = "JobId=5 JobState=PENDING Reason=Resources Restarts=0 StartTime=Unknown EndTime=Unknown NodeList=";
-        let job = Job::parse(text, 5).unwrap();
+        let job = Job::parse_all(text, 5).remove(0);
         assert_eq!(
             (job.phase(), job.reason.as_deref(), job.start, job.nodes),
             (Phase::Queued, Some("Resources"), None, None)
         );
+    }
+
+    /// As Slurm 22.05 says it.
+    #[test]
+    fn an_array_has_a_line_for_each_element_that_was_started() {
+        let text = "JobId=9 ArrayJobId=8 ArrayTaskId=0 JobName=tiny-teacher JobState=FAILED Reason=NonZeroExitCode \
+                    Restarts=1 ExitCode=3:0 StartTime=T1 EndTime=T2 NodeList=n1\n\
+                    JobId=8 ArrayJobId=8 ArrayTaskId=1,3-4%2 ArrayTaskThrottle=2 JobState=PENDING Reason=JobArrayTaskLimit\n\
+                    JobId=7 JobState=RUNNING\n\n";
+        let jobs = Job::parse_all(text, 8);
+        let said: Vec<_> = jobs.iter().map(|job| (job.elements.as_deref(), job.state.as_str(), job.restarts)).collect();
+        assert_eq!(said, [(Some("0"), "FAILED", 1), (Some("1,3-4%2"), "PENDING", 0)]);
     }
 
     #[test]
@@ -131,10 +163,10 @@ mod tests {
             "\0\u{1b}[2J===",
             "JobId=4 JobState=",
         ] {
-            assert_eq!(Job::parse(text, 4), None, "{text:?}");
+            assert_eq!(Job::parse_all(text, 4), vec![], "{text:?}");
         }
         let hostile = "JobId=4 JobState=RUN\u{1b}[2JNING Restarts=-3 ExitCode=:::: NodeList=\u{7}x Reason==";
-        let job = Job::parse(hostile, 4).unwrap();
+        let job = &Job::parse_all(hostile, 4)[0];
         assert_eq!((job.state.as_str(), job.restarts, job.exit_code), ("RUN[2JNING", 0, None));
         assert_eq!(job.nodes.as_deref(), Some("x"));
     }

@@ -1,13 +1,15 @@
-//! Slurm: the batch script, the commands that talk to the scheduler, and the job that this process may be in.
+//! Slurm: a run's jobs and their scripts, the commands that talk to the scheduler, and the job that this process may be in.
 
 mod allocation;
+mod chain;
 mod client;
 mod job;
 mod record;
 mod script;
 
 pub use allocation::Allocation;
-pub use client::Slurm;
+pub use chain::{ALL, ChainJob, Element, REPORT, chain};
+pub use client::{After, Slurm};
 pub use job::{Job, Phase};
-pub use record::JobRecord;
+pub use record::{Submission, SubmittedElement, SubmittedJob};
 pub use script::{BatchScript, ScriptError, check_syntax};

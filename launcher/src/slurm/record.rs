@@ -1,4 +1,4 @@
-//! `slurm/job.json`: the job that was submitted last for a run.
+//! `slurm/jobs.json`: the jobs that were submitted last for a run.
 
 use std::io;
 
@@ -8,29 +8,50 @@ use serde::{Deserialize, Serialize};
 
 use crate::shell::quoted;
 
-/// What was submitted.
+/// What one `bam submit` has submitted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct JobRecord {
-    /// The job's number.
-    pub job: u64,
-    /// Where sites with several clusters have it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cluster: Option<String>,
-    /// When it was submitted.
+pub struct Submission {
+    /// When.
     pub submitted: String,
     /// In which directory.
     pub directory: String,
     /// By which command.
     pub command: String,
+    /// Where sites with several clusters have the jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// Its jobs, in the order in which they are to run.
+    pub jobs: Vec<SubmittedJob>,
 }
 
-impl JobRecord {
+/// One job, or one array of jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubmittedJob {
+    /// What it is for, as in `slurm/NAME.sh`.
+    pub name: String,
+    /// Its number.
+    pub id: u64,
+    /// The elements that were submitted, if it is an array.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub elements: Vec<SubmittedElement>,
+}
+
+/// One element of an array.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubmittedElement {
+    /// Its number in the array.
+    pub index: u64,
+    /// What it does, for people.
+    pub does: String,
+}
+
+impl Submission {
     /// None where nothing was submitted.
     ///
     /// # Errors
     /// The file cannot be read, or is something else.
-    pub fn read(run: &RunDir) -> io::Result<Option<JobRecord>> {
-        files::read_json(&run.job())
+    pub fn read(run: &RunDir) -> io::Result<Option<Submission>> {
+        files::read_json(&run.jobs())
     }
 
     /// The directory as a word for a shell.
@@ -43,6 +64,6 @@ impl JobRecord {
     /// # Errors
     /// The file system says no.
     pub fn write(&self, run: &RunDir) -> io::Result<()> {
-        files::write_json(&run.job(), self)
+        files::write_json(&run.jobs(), self)
     }
 }

@@ -1,4 +1,4 @@
-//! The batch script of a run, as a text that people can read: rendered from recipe and paths alone.
+//! The batch script of one of a run's jobs, as a text that people can read: rendered from recipe and paths alone.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use bam_cluster::config::Recipe;
 use bam_cluster::exit_code::STOPPED_AT_CHECKPOINT;
 use bam_cluster::run_dir::RunDir;
 
+use super::chain::{ALL, ChainJob, Ranks};
 use crate::shell::quoted;
 
 /// Everything that the script follows from.
@@ -21,6 +22,16 @@ pub struct BatchScript<'a> {
     pub directory: &'a Path,
     /// The program.
     pub bam: &'a Path,
+    /// Which of the run's jobs it is.
+    pub job: &'a ChainJob,
+}
+
+/// What a job asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Resources {
+    nodes: usize,
+    tasks: usize,
+    gpus_per_node: Option<usize>,
 }
 
 /// A script that cannot be made, or that is none.
@@ -67,10 +78,11 @@ impl BatchScript<'_> {
     /// # Errors
     /// The recipe does not fit a batch job, or a path cannot be written into a script.
     pub fn render(&self) -> Result<String, ScriptError> {
+        let which = if self.job.name == ALL { String::new() } else { format!(" '{}'", self.job.name) };
         let mut text = format!(
             "#!/bin/bash\n\
-             # The batch job of the run '{name}', written by bam {version}. To change it, change the recipe and submit it\n\
-             # again with 'bam submit'.\n#\n",
+             # The batch job{which} of the run '{name}', written by bam {version}. To change it, change the recipe and\n\
+             # submit it again with 'bam submit'.\n#\n",
             name = self.recipe.name,
             version = env!("CARGO_PKG_VERSION"),
         );
@@ -83,30 +95,29 @@ impl BatchScript<'_> {
 
     /// What is asked of Slurm.
     fn directives(&self) -> Result<String, ScriptError> {
-        let (slurm, cluster) = (&self.recipe.slurm, &self.recipe.cluster);
-        let (nodes, processes) = (slurm.nodes, cluster.processes);
+        let (slurm, cluster) = (self.recipe.slurm.of_job(&self.job.name), &self.recipe.cluster);
         if !cluster.hosts.is_empty() {
             return Err(ScriptError::Hosts);
         }
-        if processes < nodes {
-            return Err(ScriptError::Idle { nodes, processes });
-        }
+        let Resources { nodes, tasks, gpus_per_node } = self.resources()?;
         let mut lines = vec![];
         let mut option = |name: &str, value: Option<String>| {
             lines.extend(value.map(|value| format!("#SBATCH --{name}={value}")));
         };
-        option("job-name", Some(slurm.job_name.clone().unwrap_or_else(|| self.recipe.name.clone())));
+        let name = slurm.job_name.clone().unwrap_or_else(|| self.recipe.name.clone());
+        option("job-name", Some(if self.job.name == ALL { name } else { format!("{name}-{}", self.job.name) }));
+        option("array", self.array());
         option("partition", slurm.partition.clone());
         option("account", slurm.account.clone());
         option("qos", slurm.qos.clone());
         option("constraint", slurm.constraint.clone());
         option("reservation", slurm.reservation.clone());
         option("nodes", Some(nodes.to_string()));
-        option("ntasks", Some(processes.to_string()));
-        let is_even = nodes > 1 && processes.is_multiple_of(nodes);
-        option("ntasks-per-node", is_even.then(|| (processes / nodes).to_string()));
+        option("ntasks", Some(tasks.to_string()));
+        let is_even = nodes > 1 && tasks.is_multiple_of(nodes);
+        option("ntasks-per-node", is_even.then(|| (tasks / nodes).to_string()));
         option("cpus-per-task", Some(slurm.cpus_per_task.unwrap_or(cluster.threads).to_string()));
-        option("gpus-per-node", slurm.gpus_per_node.map(|n| n.to_string()));
+        option("gpus-per-node", gpus_per_node.map(|n| n.to_string()));
         option("mem", slurm.memory.clone());
         option("time", slurm.time.clone());
         option("mail-user", slurm.mail.as_ref().map(|mail| mail.user.clone()));
@@ -115,12 +126,12 @@ impl BatchScript<'_> {
         let mut text = lines.join("\n");
         text += "\n# The output of all starts of the job, one after the other.\n";
         // '%' begins a field in the name of an output.
-        let output = in_directive(self.run.path())?.replace('%', "%%");
-        let name = self.run.job_output();
+        let directory = in_directive(self.run.path())?.replace('%', "%%");
+        let name = self.run.job_output(if self.job.is_array { "%A_%a" } else { "%j" });
         let name = name.strip_prefix(self.run.path()).unwrap_or(&name).display().to_string();
-        text += &match output.strip_suffix('"') {
+        text += &match directory.strip_suffix('"') {
             Some(open) => format!("#SBATCH --output={open}/{name}\"\n"),
-            None => format!("#SBATCH --output={output}/{name}\n"),
+            None => format!("#SBATCH --output={directory}/{name}\n"),
         };
         text += "#SBATCH --open-mode=append\n";
         text += "# So many seconds before its end the job is told, so that it stops at a checkpoint and is put into the queue again.\n";
@@ -132,10 +143,43 @@ impl BatchScript<'_> {
         Ok(text)
     }
 
+    /// The elements to submit, and how many may run at once.
+    fn array(&self) -> Option<String> {
+        let numbers: Vec<String> = self.job.elements.iter().map(|element| element.index.to_string()).collect();
+        let limit = self.recipe.slurm.at_once.map(|n| format!("%{n}")).unwrap_or_default();
+        self.job.is_array.then(|| numbers.join(",") + &limit)
+    }
+
+    /// As much of what the recipe gives the whole run as the job has ranks for.
+    fn resources(&self) -> Result<Resources, ScriptError> {
+        let (slurm, processes) = (&self.recipe.slurm, self.recipe.cluster.processes);
+        let nodes = slurm.nodes;
+        if processes < nodes {
+            return Err(ScriptError::Idle { nodes, processes });
+        }
+        let room = processes.div_ceil(nodes);
+        let gpus = |of_job: Option<usize>| match slurm.jobs.get(&self.job.name).and_then(|own| own.gpus_per_node) {
+            Some(own) => Some(own).filter(|n| *n > 0),
+            None => of_job,
+        };
+        let without = |tasks| Resources { nodes: 1, tasks, gpus_per_node: gpus(None) };
+        Ok(match self.job.ranks {
+            Ranks::OneNode => without(room),
+            Ranks::One => without(1),
+            Ranks::Computing(tasks) => {
+                let nodes = tasks.div_ceil(room).min(nodes);
+                // The ranks of one node share its GPUs evenly.
+                let share = slurm.gpus_per_node.map(|n| (n * tasks.min(room)).div_ceil(room));
+                Resources { nodes, tasks, gpus_per_node: gpus(share) }
+            }
+        })
+    }
+
     /// Signals, modules and the recipe's own lines.
     fn preparation(&self) -> Result<String, ScriptError> {
         let slurm = &self.recipe.slurm;
-        let mut text = format!("\nrun={}\n{SIGNALS}", in_shell(self.run.path())?);
+        let job = if self.job.is_array { ELEMENT_NAME } else { JOB_NAME };
+        let mut text = format!("\nrun={}\n{job}{SIGNALS}", in_shell(self.run.path())?);
         if !slurm.modules.is_empty() {
             text += MODULES;
             text.extend(slurm.modules.iter().map(|module| format!("module load {} || exit\n", quoted(module))));
@@ -154,14 +198,38 @@ impl BatchScript<'_> {
         let mut words: Vec<String> = slurm.container.iter().map(|word| quoted(word)).collect();
         words.extend([in_shell(self.bam)?, "run".to_owned(), in_shell(&self.run.job_recipe())?]);
         words.extend(["--run-dir".to_owned(), "\"$run\"".to_owned()]);
-        words.extend(["-n".to_owned(), self.recipe.cluster.processes.to_string()]);
+        let tasks = self.resources()?.tasks;
+        words.extend(["-n".to_owned(), tasks.to_string()]);
+        if self.recipe.cluster.single_processes.is_some_and(|n| n > tasks) {
+            words.extend(["-o".to_owned(), format!("cluster.single_processes={tasks}")]);
+        }
         words.extend(["-o".to_owned(), format!("checkpoint.lead={}", slurm.lead)]);
+        let (stages, choice) = match &self.job.elements[..] {
+            _ if self.job.is_array => (Some("\"$stages\"".to_owned()), self.choice()),
+            [only] => (Some(quoted(&only.stages.join(","))), String::new()),
+            _ => (None, String::new()),
+        };
+        words.extend(stages.into_iter().flat_map(|stages| ["--stages".to_owned(), stages]));
         Ok(format!(
-            "{BEFORE_WORK}{} &\nbam=$!\n{AFTER_START}[ \"$status\" -eq {STOPPED_AT_CHECKPOINT} ] || exit \"$status\"\n",
+            "{choice}{BEFORE_WORK}{} &\nbam=$!\n{AFTER_START}[ \"$status\" -eq {STOPPED_AT_CHECKPOINT} ] || exit \"$status\"\n",
             words.join(" ")
         ))
     }
+
+    /// Which stages are whose in an array.
+    fn choice(&self) -> String {
+        let mut text = "\n# What each element of the array does.\ncase $SLURM_ARRAY_TASK_ID in\n".to_owned();
+        for element in &self.job.elements {
+            text += &format!("{}) stages={} ;;\n", element.index, quoted(&element.stages.join(",")));
+        }
+        text + "*) say 'there is no such element'; exit 1 ;;\nesac\n"
+    }
 }
+
+const JOB_NAME: &str = "job=$SLURM_JOB_ID\n";
+
+/// `SLURM_JOB_ID` is a number of the element's own, which for one of them is also that of the whole array.
+const ELEMENT_NAME: &str = "job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID\n";
 
 const SIGNALS: &str = r#"
 # Slurm's signals come to this script, which passes them on: for either, bam stops at a checkpoint.
@@ -174,7 +242,7 @@ pass_on() {
 }
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
-say() { printf '=== job %s, start %s, %s: %s\n' "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$(date +%FT%T)" "$1"; }
+say() { printf '=== job %s, start %s, %s: %s\n' "$job" "${SLURM_RESTART_COUNT:-0}" "$(date +%FT%T)" "$1"; }
 
 if [ -e "$run/slurm/cancelled" ]; then
     say 'cancelled'
@@ -221,7 +289,7 @@ fi
 # TERM is from somebody who ends the job, unless its time is up, or it is to make room for another and still runs.
 case $signals in
 *TERM*)
-    case "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format='%T %r')" in
+    case "$(squeue --noheader --jobs="$job" --format='%T %r')" in
     'RUNNING '* | *' TimeLimit') ;;
     *)
         say 'stopped at a checkpoint, ended from outside'
@@ -233,7 +301,7 @@ esac
 say 'stopped at a checkpoint, back into the queue'
 for pause in 1 2 5 10 0; do
     # Slurm ends this script soon after.
-    scontrol requeue "$SLURM_JOB_ID" && exit 75
+    scontrol requeue "$job" && exit 75
     sleep "$pause"
 done
 say 'could not be put into the queue again; submit the run again to go on'
@@ -283,6 +351,7 @@ pub fn check_syntax(script: &str) -> Result<(), ScriptError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::chain::Element;
     use super::*;
 
     const SMALL: &str = "name: tiny\nmodel: { path: /m }\ndata: { glue: /g, tasks: [cola] }\n";
@@ -293,8 +362,17 @@ mod tests {
     }
 
     fn rendered(recipe: &Recipe, run: &str) -> Result<String, ScriptError> {
-        let run = RunDir::new(run);
-        BatchScript { recipe, run: &run, directory: Path::new("/home/a"), bam: Path::new("/opt/bam/bam") }.render()
+        rendered_job(recipe, run, &ChainJob::whole(&recipe.cluster))
+    }
+
+    fn rendered_job(recipe: &Recipe, run: &str, job: &ChainJob) -> Result<String, ScriptError> {
+        let (run, directory, bam) = (RunDir::new(run), Path::new("/home/a"), Path::new("/opt/bam/bam"));
+        BatchScript { recipe, run: &run, directory, bam, job }.render()
+    }
+
+    fn job(name: &str, elements: &[(u64, &str)], is_array: bool, ranks: Ranks) -> ChainJob {
+        let element = |(index, stage): &(u64, &str)| Element { index: *index, stages: vec![(*stage).to_owned()] };
+        ChainJob { name: name.into(), elements: elements.iter().map(element).collect(), is_array, ranks, after: vec![] }
     }
 
     /// Compares with a file of the expected text; with `BAM_BLESS` set, writes it.
@@ -329,6 +407,43 @@ mod tests {
         let script = rendered(&recipe, "/my runs/100%'s/tiny").unwrap();
         check_syntax(&script).unwrap();
         assert_golden("everything.sh", &script);
+    }
+
+    #[test]
+    fn the_script_of_an_array() {
+        let recipe = recipe(
+            "cluster: { processes: 16, single_processes: 2 }\n\
+             slurm:\n  nodes: 2\n  gpus_per_node: 8\n  time: 600\n  at_once: 3\n  jobs: { teacher: { time: 90 } }\n",
+        );
+        let teachers = job("teacher", &[(0, "teacher-cola"), (2, "teacher-rte")], true, Ranks::Computing(2));
+        let script = rendered_job(&recipe, "/runs/tiny", &teachers).unwrap();
+        check_syntax(&script).unwrap();
+        assert_golden("array.sh", &script);
+    }
+
+    #[test]
+    fn a_job_asks_for_what_its_ranks_need() {
+        let asked = |yaml: &str, name: &str, ranks: Ranks| {
+            let script = rendered_job(&recipe(yaml), "/r", &job(name, &[(0, "s")], false, ranks)).unwrap();
+            let value = |option: &str| {
+                let line = script.lines().find_map(|l| l.strip_prefix(&format!("#SBATCH --{option}=")));
+                line.unwrap_or("-").to_owned()
+            };
+            ["nodes", "ntasks", "gpus-per-node"].map(value).join(" ")
+        };
+        let yaml = "cluster: { processes: 16, single_processes: 2 }\nslurm: { nodes: 2, gpus_per_node: 8 }";
+        assert_eq!(asked(yaml, "student", Ranks::Computing(16)), "2 16 8");
+        assert_eq!(asked(yaml, "teacher", Ranks::Computing(2)), "1 2 2");
+        assert_eq!(asked(yaml, "prepare", Ranks::OneNode), "1 8 -");
+        assert_eq!(asked(yaml, "report", Ranks::One), "1 1 -");
+        let own = "cluster: { processes: 4 }\nslurm: { gpus_per_node: 8, jobs: { report: { gpus_per_node: 1 }, \
+                   predict: { gpus_per_node: 0 } } }";
+        assert_eq!(asked(own, "report", Ranks::One), "1 1 1");
+        assert_eq!(asked(own, "predict", Ranks::Computing(4)), "1 4 -");
+        assert_eq!(asked(own, "teacher", Ranks::Computing(1)), "1 1 2");
+        assert_eq!(asked("", "student", Ranks::Computing(1)), "1 1 -");
+        let report = rendered_job(&recipe(yaml), "/r", &job("report", &[(0, "report")], false, Ranks::One)).unwrap();
+        assert!(report.contains(" -n 1 -o cluster.single_processes=1 "), "{report}");
     }
 
     #[test]

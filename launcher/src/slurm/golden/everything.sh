@@ -1,6 +1,6 @@
 #!/bin/bash
-# The batch job of the run 'tiny', written by bam VERSION. To change it, change the recipe and submit it
-# again with 'bam submit'.
+# The batch job of the run 'tiny', written by bam VERSION. To change it, change the recipe and
+# submit it again with 'bam submit'.
 #
 #SBATCH --job-name=big
 #SBATCH --partition=gpu
@@ -29,6 +29,7 @@
 #SBATCH --comment="two words"
 
 run='/my runs/100%'\''s/tiny'
+job=$SLURM_JOB_ID
 
 # Slurm's signals come to this script, which passes them on: for either, bam stops at a checkpoint.
 bam=''
@@ -40,7 +41,7 @@ pass_on() {
 }
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
-say() { printf '=== job %s, start %s, %s: %s\n' "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$(date +%FT%T)" "$1"; }
+say() { printf '=== job %s, start %s, %s: %s\n' "$job" "${SLURM_RESTART_COUNT:-0}" "$(date +%FT%T)" "$1"; }
 
 if [ -e "$run/slurm/cancelled" ]; then
     say 'cancelled'
@@ -90,7 +91,7 @@ fi
 # TERM is from somebody who ends the job, unless its time is up, or it is to make room for another and still runs.
 case $signals in
 *TERM*)
-    case "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format='%T %r')" in
+    case "$(squeue --noheader --jobs="$job" --format='%T %r')" in
     'RUNNING '* | *' TimeLimit') ;;
     *)
         say 'stopped at a checkpoint, ended from outside'
@@ -102,7 +103,7 @@ esac
 say 'stopped at a checkpoint, back into the queue'
 for pause in 1 2 5 10 0; do
     # Slurm ends this script soon after.
-    scontrol requeue "$SLURM_JOB_ID" && exit 75
+    scontrol requeue "$job" && exit 75
     sleep "$pause"
 done
 say 'could not be put into the queue again; submit the run again to go on'
