@@ -65,19 +65,34 @@ pub fn kept(stages: &[StageProgress]) -> Kept {
     }
 }
 
+/// What a step of a stage took lately, in seconds: the median of the last ones.
+pub fn step_seconds(run: &RunDir, stage: &str) -> Option<f64> {
+    let mut seconds: Vec<f64> = last_lines(&run.metrics(stage)).ok()?.into_iter().filter_map(|l| l.seconds).collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds.get(seconds.len() / 2).copied()
+}
+
+/// What is needed here of a line of `metrics.jsonl`.
+#[derive(Deserialize)]
+struct Line {
+    step: u64,
+    seconds: Option<f64>,
+}
+
 /// The number in the last whole line of `metrics.jsonl`.
 fn last_step(path: &Path) -> io::Result<Option<u64>> {
-    #[derive(Deserialize)]
-    struct Line {
-        step: u64,
-    }
+    Ok(last_lines(path)?.first().map(|line| line.step))
+}
+
+/// The last whole lines, the newest first.
+fn last_lines(path: &Path) -> io::Result<Vec<Line>> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
     let mut tail = vec![];
     file.take(TAIL).read_to_end(&mut tail)?;
     let lines = tail.rsplit(|byte| *byte == b'\n');
-    Ok(lines.filter_map(|line| serde_json::from_slice::<Line>(line).ok()).map(|line| line.step).next())
+    Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
 #[cfg(test)]

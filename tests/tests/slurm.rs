@@ -170,7 +170,9 @@ fn a_chain_of_jobs_ends_with_the_weights_of_one_run() {
     let cluster = Cluster::new(&recipe);
     let whole = Run::new(cluster.place.at("runs/whole"));
     cluster.bam(["run", "recipe.yaml", "--run-dir", "runs/whole"]).expect(0);
-    let done = cluster.submit_chain().expect(0);
+    let done =
+        cluster.submit_chain().arg("-o").arg("slurm.samples_per_second=0.1").arg("-o").arg("slurm.time=5").expect(0);
+    assert!(done.stderr.contains("note: 'teacher' trains for about "), "{done}");
     for part in ["5 jobs submitted", "1  prepare", "2  teacher  array of 2", "5  report"] {
         assert!(done.stdout.contains(part), "{part}: {done}");
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
+use bam_cluster::checkpoint;
 use bam_cluster::config::Recipe;
 use bam_cluster::exit_code;
 use bam_cluster::files;
@@ -15,10 +16,12 @@ use bam_cluster::run_dir::RunDir;
 
 use crate::backend::Programs;
 use crate::cli::SubmitArguments;
+use crate::progress;
 use crate::project::Project;
 use crate::run_claim;
 use crate::run_lock::{self, LockError};
 use crate::shell::quoted;
+use crate::slurm::estimate::{self, Past};
 use crate::slurm::{
     After, BatchScript, ChainJob, Element, Phase, Slurm, Submission, SubmittedElement, SubmittedJob, chain,
     check_syntax,
@@ -66,7 +69,19 @@ pub fn run(arguments: &SubmitArguments) -> anyhow::Result<u8> {
     for (_, script) in &scripts {
         super::tell(&Slurm.test(script)?);
     }
+    for (job, _) in &scripts {
+        let seconds = estimate::seconds(job, &project.plan, recipe, |stage| past(&run, stage));
+        if let Some(note) = seconds.and_then(|seconds| estimate::note(job, seconds, recipe)) {
+            super::tell(&note);
+        }
+    }
     submit(&run, recipe, &scripts, &here)
+}
+
+/// How far a stage is, and how fast it was; none if it is complete.
+fn past(run: &RunDir, stage: &str) -> Option<Past> {
+    let kept = checkpoint::newest_step(&run.checkpoints(stage)).unwrap_or_default();
+    (!run.done(stage).exists()).then(|| Past { kept, step: progress::step_seconds(run, stage) })
 }
 
 /// The scripts as they would be submitted; of a single one, nothing else, so that it can be kept and used.

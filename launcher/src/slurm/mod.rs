@@ -3,6 +3,7 @@
 mod allocation;
 mod chain;
 mod client;
+pub mod estimate;
 mod job;
 mod record;
 mod script;
