@@ -40,20 +40,24 @@ if [ -e "$slurm/quota" ] && [ $id -gt "$(cat "$slurm/quota")" ]; then
     echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1
 fi
 echo $id >"$slurm/last"
-dependency=''; kill=no
-for word in "$@"; do
-    case $word in
-    --dependency=*) dependency=${word#--dependency=} ;;
+dependency=''; kill=no; array=''
+while :; do
+    case $1 in
+    --dependency=*) dependency=${1#--dependency=} ;;
     --kill-on-invalid-dep=yes) kill=yes ;;
+    --array=*) array=${1#--array=} ;;
     --*) ;;
-    *) script=$word ;;
+    *) break ;;
     esac
+    shift
 done
-array=$(sed -n 's/^#SBATCH --array=//p' "$script")
+script=$1; shift
+array=${array:-$(sed -n 's/^#SBATCH --array=//p' "$script")}
 limit=${array#*%}; [ "$limit" != "$array" ] || limit=0
 names=$id; [ -z "$array" ] || names=$(echo "${array%\%*}" | tr ',' '\n' | sed "s/^/${id}_/")
 for name in $names; do
     mkdir "$slurm/$name"; cp "$script" "$slurm/$name/script"; echo "$script" >"$slurm/$name/command"
+    echo "$@" >"$slurm/$name/arguments"
     echo PENDING >"$slurm/$name/state"; echo 0 >"$slurm/$name/restarts"
 done
 mkdir -p "$slurm/$id"
@@ -99,7 +103,7 @@ while :; do
     restarts=$(cat "$job/restarts")
     [ $restarts = 0 ] || export SLURM_RESTART_COUNT=$restarts
     echo RUNNING >"$job/state"
-    bash "$job/script" >>"$output" 2>&1 &
+    bash "$job/script" $(cat "$job/arguments") >>"$output" 2>&1 &
     echo $! >"$job/batch"
     wait $!; code=$?
     echo $code >"$job/code"

@@ -477,6 +477,36 @@ fn a_job_has_as_many_processes_as_tasks_unless_somebody_says_otherwise() {
 }
 
 #[test]
+fn the_templates_do_what_they_say() {
+    let mut recipe = distillation();
+    recipe.single = "epochs: 20, batch_size: 16, learning_rate: 0.002".into();
+    let cluster = Cluster::new(&recipe);
+    let bam = program("bam");
+    let path = format!("{}:{}", bam.parent().unwrap().display(), cluster.slurm.path());
+    let sbatch = |options: &[&str], template: &str, words: &[&str]| {
+        let mut command = Command::new(cluster.place.at("slurm/sbatch"));
+        command.args(options).arg(repository().join("slurm/templates").join(template)).arg("recipe.yaml").args(words);
+        command.current_dir(cluster.place.path()).env("PATH", &path).env("OMP_NUM_THREADS", "1");
+        command.env("BAM_IMAGE", "IN_A_CONTAINER=yes").env("BAM_CONTAINER", "env");
+        let said = command.env("TMPDIR", cluster.place.at("tmp")).output().unwrap();
+        assert!(said.status.success(), "{said:?}");
+    };
+    let run = cluster.run();
+    cluster.bam(["run", "recipe.yaml", "--stages", "prepare"]).expect(0);
+    sbatch(&["--array=0,1"], "array.sh", &["teacher-cola", "teacher-warmth"]);
+    wait("both teachers", || ["teacher-cola", "teacher-warmth"].iter().all(|s| run.steps(s).len() > 12));
+    cluster.slurm.signal("1_1", Signal::SIGUSR1);
+    assert_eq!(cluster.wait_for_ends(["1_0", "1_1"]), ["COMPLETED"; 2]);
+    assert_eq!(["1_0", "1_1"].map(|job| cluster.slurm.restarts(job)), [0, 1]);
+    for (job, template) in [("2", "one-node.sh"), ("3", "many-nodes.sh"), ("4", "container.sh")] {
+        sbatch(&[], template, &[]);
+        assert_eq!(cluster.wait_for_ends([job]), ["COMPLETED"], "{template}");
+        let output = fs::read_to_string(cluster.place.at(format!("bam-{job}.out"))).unwrap();
+        assert!(output.contains("results on dev"), "{template}: {output}");
+    }
+}
+
+#[test]
 fn status_works_without_slurm() {
     let cluster = Cluster::new(&recipe());
     let mut running = cluster.bam(["run", "recipe.yaml"]).start();
