@@ -21,7 +21,7 @@ impl Lab {
     /// The hosts `ctl`, `n1` and `n2`; none where they cannot be made, and it has been said why.
     pub fn of_hosts(test: &str, directory: &Path) -> Option<Lab> {
         let lab = Lab::new("hosts", directory, &[]);
-        lab.is_set_up(test, &[&["up", "ctl", "n1", "n2"]]).then_some(lab)
+        lab.is_set_up(test, &["up", "ctl", "n1", "n2"]).then_some(lab)
     }
 
     /// Slurm on hosts `n1` to `nNODES` with one processor each; none where it cannot be set up, and it has been said why.
@@ -30,9 +30,7 @@ impl Lab {
         let settings =
             [("LAB_NODES", nodes.to_string()), ("LAB_CPUS", "1".to_owned()), ("LAB_NODE_TIMEOUT", "6".to_owned())];
         let lab = Lab::new("lab", directory, &settings);
-        // Nobody's own machine gets packages from a test.
-        let steps: &[&[&str]] = if std::env::var_os("CI").is_some() { &[&["install"], &["up"]] } else { &[&["up"]] };
-        lab.is_set_up(test, steps).then_some(lab)
+        lab.is_set_up(test, &["up"]).then_some(lab)
     }
 
     fn new(script: &str, directory: &Path, settings: &[(&'static str, String)]) -> Lab {
@@ -41,22 +39,24 @@ impl Lab {
         Lab { script: repository().join("slurm/lab").join(script), environment }
     }
 
-    fn is_set_up(&self, test: &str, steps: &[&[&str]]) -> bool {
-        for step in steps {
-            let done = self.command(step);
-            if !done.status.success() {
-                let words = String::from_utf8_lossy(&done.stderr);
-                let last = words.trim().lines().last().unwrap_or("it said nothing").to_owned();
-                say_skipped(test, &format!("it takes root, namespaces and, for Slurm, its packages: {last}"));
-                return false;
-            }
+    fn is_set_up(&self, test: &str, up: &[&str]) -> bool {
+        // Nobody's own machine gets packages from a test. Whether that went well shows at once.
+        if std::env::var_os("CI").is_some() {
+            self.command(&self.script.with_file_name("lab"), &["install"]);
         }
-        true
+        let done = self.command(&self.script, up);
+        if done.status.success() {
+            return true;
+        }
+        let words = String::from_utf8_lossy(&done.stderr);
+        let last = words.trim().lines().last().unwrap_or("it said nothing");
+        say_skipped(test, &format!("it takes root, namespaces and, for Slurm, its packages: {last}"));
+        false
     }
 
-    fn command(&self, words: &[&str]) -> Output {
+    fn command(&self, script: &Path, words: &[&str]) -> Output {
         let mut command = Command::new("timeout");
-        command.arg(WITHIN).arg(&self.script).args(words).envs(self.environment.iter().cloned());
+        command.arg(WITHIN).arg(script).args(words).envs(self.environment.iter().cloned());
         command.output().unwrap()
     }
 
@@ -65,7 +65,7 @@ impl Lab {
     /// # Panics
     /// It fails.
     pub fn run(&self, words: &[&str]) {
-        let done = self.command(words);
+        let done = self.command(&self.script, words);
         assert!(done.status.success(), "{words:?}: {done:?}");
     }
 
@@ -75,7 +75,7 @@ impl Lab {
     /// It fails.
     pub fn on(&self, host: &str, words: &[&str]) -> String {
         let all: Vec<&str> = ["exec", host].iter().chain(words).copied().collect();
-        let done = self.command(&all);
+        let done = self.command(&self.script, &all);
         assert!(done.status.success(), "{words:?} on {host}: {done:?}");
         String::from_utf8_lossy(&done.stdout).trim().to_owned()
     }
@@ -105,6 +105,6 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        self.command(&["down"]);
+        self.command(&self.script, &["down"]);
     }
 }

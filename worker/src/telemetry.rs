@@ -94,4 +94,17 @@ mod tests {
             .collect();
         assert_eq!(steps, [0, 1, 2]);
     }
+
+    #[test]
+    fn an_orphan_says_so_in_the_log_and_nobody_else_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("stage.log");
+        fs::write(&log, "=== start 2\n").unwrap();
+        let fenced = anyhow::Error::from(CheckpointError::Fenced { own: 1, current: 2 }).context("publishing");
+        assert!(note_orphan(&log, 0, &fenced));
+        assert!(!note_orphan(&log, 0, &anyhow::anyhow!("no space left")));
+        let text = fs::read_to_string(&log).unwrap();
+        assert!(text.starts_with("=== start 2\nrank 0 | error: publishing: this process belongs to start 1"), "{text}");
+        assert_eq!(text.lines().count(), 2);
+    }
 }
