@@ -48,7 +48,7 @@ lint: ## check format, lints, documentation, shell scripts and the dependencies'
 	cargo clippy --release --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
 	@if command -v shellcheck >/dev/null; then \
-	    files="$$(grep -slE '^#!.*sh( |$$)' .ci/* setup/* slurm/* tests/* tests/*/*)"; \
+	    files="$$(grep -slE '^#!.*sh( |$$)' .ci/* setup/* slurm/* slurm/lab/* tests/* tests/*/*)"; \
 	    echo shellcheck -x $$files; shellcheck -x $$files; \
 	else \
 	    echo "shellcheck: skipped, it is not installed (apt-get install shellcheck)"; \

@@ -1,26 +1,41 @@
 //! Who may work in a run directory: one launcher on the whole run, or several, each on stages of its own. The kernel drops
-//! a lock when its holder dies.
+//! a lock when its holder dies. Where the holder may live on although Slurm has given its node up, the next start of the same
+//! batch job takes the lock over.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use bam_cluster::exit_code;
 use bam_cluster::run_dir::RunDir;
 
 use crate::backend::host_name;
+use crate::slurm::Allocation;
 
 /// How often, and how far apart, it is tried again.
 const LOOKS: usize = 10;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often the launcher of a batch job looks whether a later start of the job has taken a lock over.
+const LOOK_FOR_SUCCESSOR: Duration = Duration::from_secs(1);
 
 /// The right to work in a run directory, held for as long as this lives.
 #[derive(Debug)]
 pub struct RunLock {
     _files: Vec<File>,
+    /// Ends the watch when it is dropped.
+    _watch: Option<Sender<()>>,
 }
+
+/// A lock that only one may hold, and what tells it from another one in its place.
+type OwnLock = (PathBuf, Identity);
+/// Device and number of a file.
+type Identity = (u64, u64);
 
 /// A run directory that cannot be locked.
 #[derive(Debug, thiserror::Error)]
@@ -56,10 +71,15 @@ impl RunLock {
     /// Makes the run directory if need be and takes all of it.
     ///
     /// # Errors
-    /// Another launcher works there, or it cannot be written.
+    /// Another launcher works there, unless that is an earlier start of this batch job; or it cannot be written.
     pub fn acquire(run: &RunDir) -> Result<RunLock, LockError> {
-        match lock(&run.lock(), Share::Alone)? {
-            Some(file) => Ok(RunLock { _files: vec![file] }),
+        RunLock::acquire_in(Allocation::of_this_process(), run)
+    }
+
+    /// The same as a part of a batch job.
+    fn acquire_in(job: Option<Allocation>, run: &RunDir) -> Result<RunLock, LockError> {
+        match lock(&run.lock(), Share::Alone, job)? {
+            Some(file) => RunLock::watched(job, vec![], vec![(run.lock(), file)]),
             None => Err(held(run, holder(run)?)),
         }
     }
@@ -67,21 +87,42 @@ impl RunLock {
     /// Takes some stages of a run, beside launchers that have taken others.
     ///
     /// # Errors
-    /// Another launcher works on the whole run or on one of the stages, or the directory cannot be written.
+    /// Another launcher works on the whole run or on one of the stages, unless that is an earlier start of this batch job;
+    /// or the directory cannot be written.
     pub fn acquire_stages<'a>(run: &RunDir, stages: impl IntoIterator<Item = &'a str>) -> Result<RunLock, LockError> {
-        let mut files = vec![];
-        match lock(&run.lock(), Share::Together)? {
-            Some(file) => files.push(file),
+        RunLock::acquire_stages_in(Allocation::of_this_process(), run, stages)
+    }
+
+    /// The same as a part of a batch job.
+    fn acquire_stages_in<'a>(
+        job: Option<Allocation>,
+        run: &RunDir,
+        stages: impl IntoIterator<Item = &'a str>,
+    ) -> Result<RunLock, LockError> {
+        let shared = match lock(&run.lock(), Share::Together, job)? {
+            Some(file) => vec![file],
             None => return Err(held(run, holder(run)?)),
-        }
+        };
+        let mut own = vec![];
         for stage in stages {
             let path = run.stage_lock(stage);
-            match lock(&path, Share::Alone)? {
-                Some(file) => files.push(file),
+            match lock(&path, Share::Alone, job)? {
+                Some(file) => own.push((path, file)),
                 None => return Err(held(run, holder_of(&path)?.map(|who| format!("{who}: {stage}")))),
             }
         }
-        Ok(RunLock { _files: files })
+        RunLock::watched(job, shared, own)
+    }
+
+    /// Has those locks watched that a later start of a batch job might take over.
+    fn watched(job: Option<Allocation>, shared: Vec<File>, own: Vec<(PathBuf, File)>) -> Result<RunLock, LockError> {
+        let known = |(path, file): &(PathBuf, File)| {
+            let io = |source| LockError::Io { path: path.clone(), source };
+            identity(file).map_err(io).map(|identity| (path.clone(), identity))
+        };
+        let watched: Vec<OwnLock> = own.iter().map(known).collect::<Result<_, _>>()?;
+        let files = shared.into_iter().chain(own.into_iter().map(|(_, file)| file)).collect();
+        Ok(RunLock { _files: files, _watch: job.map(|_| watch(watched)) })
     }
 }
 
@@ -92,8 +133,8 @@ fn held(run: &RunDir, holder: Option<String>) -> LockError {
 }
 
 /// Opens a lock file, made if need be, and locks it, unless somebody else holds it; its holder, if it is alone, writes into
-/// it who it is.
-fn lock(path: &Path, share: Share) -> Result<Option<File>, LockError> {
+/// it who it is. One that an earlier start of the same batch job holds is taken over.
+fn lock(path: &Path, share: Share, job: Option<Allocation>) -> Result<Option<File>, LockError> {
     let io = |source| LockError::Io { path: path.to_owned(), source };
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).map_err(|source| LockError::Io { path: directory.to_owned(), source })?;
@@ -113,15 +154,72 @@ fn lock(path: &Path, share: Share) -> Result<Option<File>, LockError> {
     }
     match locked {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(path).map_err(io)?;
+            if share == Share::Together || !job.is_some_and(|job| is_earlier_start(holder.trim(), job)) {
+                return Ok(None);
+            }
+            file = replace(path).map_err(io)?;
+        }
         Err(TryLockError::Error(source)) => return Err(io(source)),
     }
     if share == Share::Alone {
         let since = humantime::format_rfc3339_seconds(SystemTime::now());
-        let who = format!("pid {} on {} since {since}\n", std::process::id(), host_name());
+        let part = job.map(|job| format!("{START}{}{OF_JOB}{}", job.restart, job.name())).unwrap_or_default();
+        let who = format!("pid {} on {} since {since}{part}\n", process::id(), host_name());
         file.set_len(0).and_then(|()| file.write_all(who.as_bytes())).map_err(io)?;
     }
     Ok(Some(file))
+}
+
+/// What a batch job's launcher writes about itself, besides what all do.
+const START: &str = ", start ";
+const OF_JOB: &str = " of job ";
+
+/// Whether whoever wrote this about itself is an earlier start of the batch job `job`. Slurm starts a job again only when
+/// the start before is over, or when its node is silent and given up. There everything may live on, with the lock: it must
+/// not keep the job from going on.
+fn is_earlier_start(holder: &str, job: Allocation) -> bool {
+    let Some((restart, name)) = holder.rsplit_once(START).and_then(|(_, part)| part.split_once(OF_JOB)) else {
+        return false;
+    };
+    name == job.name() && restart.parse().is_ok_and(|restart: u32| restart < job.restart)
+}
+
+/// Puts a new lock, which this process holds, in the place of one that an earlier start holds.
+fn replace(path: &Path) -> io::Result<File> {
+    let aside = path.with_extension("new");
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(&aside)?;
+    // Nobody else makes such a file: a job has one start at a time.
+    file.try_lock()?;
+    fs::rename(&aside, path)?;
+    Ok(file)
+}
+
+fn identity(file: &File) -> io::Result<Identity> {
+    file.metadata().map(|file| (file.dev(), file.ino()))
+}
+
+/// Ends this process as soon as another lock is in the place of one of `own`. Ranks cannot commit any more once a newer
+/// start of their stage is under way; this is for their launcher, which would otherwise begin a yet newer one.
+fn watch(own: Vec<OwnLock>) -> Sender<()> {
+    let (held, released) = mpsc::channel();
+    thread::spawn(move || {
+        while released.recv_timeout(LOOK_FOR_SUCCESSOR) == Err(RecvTimeoutError::Timeout) {
+            // Opened anew, so that a network file system asks its server. One that does not answer proves nothing.
+            let there = |path: &PathBuf| File::open(path).and_then(|file| identity(&file));
+            let is_other = |(path, own): &&OwnLock| there(path).is_ok_and(|now| now != *own);
+            if let Some((path, _)) = own.iter().find(is_other) {
+                eprintln!(
+                    "error: a later start of this batch job has taken the run over ({}); this one, on a node that Slurm \
+                     has given up, ends",
+                    path.display()
+                );
+                process::exit(exit_code::FAILURE.into());
+            }
+        }
+    });
+    held
 }
 
 /// Who works in the run directory, as they wrote about themselves; nothing is made or changed.
@@ -182,11 +280,43 @@ mod tests {
         let run = RunDir::new(dir.path().join("new"));
         let lock = RunLock::acquire(&run).unwrap();
         let message = RunLock::acquire(&run).unwrap_err().to_string();
-        assert!(message.contains(&format!("pid {} on ", std::process::id())), "{message}");
+        assert!(message.contains(&format!("pid {} on ", process::id())), "{message}");
         assert!(holder(&run).unwrap().is_some_and(|who| message.contains(&who)));
         drop(lock);
         assert_eq!(holder(&run).unwrap(), None);
         RunLock::acquire(&run).unwrap();
+    }
+
+    #[test]
+    fn a_later_start_of_a_job_takes_over_from_an_earlier_one_and_from_nobody_else() {
+        let start = |id, element, restart| Some(Allocation { id, element, restart, tasks: None, nodes: 2 });
+        let whole = |run: &RunDir, job| RunLock::acquire_in(job, run);
+        let stages = |run: &RunDir, job| RunLock::acquire_stages_in(job, run, ["a", "b"]);
+        let both: [&dyn Fn(&RunDir, Option<Allocation>) -> Result<RunLock, LockError>; 2] = [&whole, &stages];
+        for acquire in both {
+            let dir = tempfile::tempdir().unwrap();
+            let run = RunDir::new(dir.path());
+            let first = acquire(&run, start(12, Some(1), 0)).unwrap();
+            for other in [
+                None,
+                start(12, Some(1), 0),
+                start(13, Some(1), 1),
+                start(12, Some(2), 1),
+                start(12, None, 1),
+                start(1, Some(1), 1),
+            ] {
+                let refused = acquire(&run, other).unwrap_err().to_string();
+                assert!(refused.contains(", start 0 of job 12_1"), "{refused}");
+            }
+            // The watch of the first, which would end this process, looks once a second.
+            drop(first._watch);
+            let second = acquire(&run, start(12, Some(1), 1)).unwrap();
+            assert!(holder(&run).unwrap().is_some_and(|who| who.contains(", start 1 of job 12_1")));
+            drop(first._files);
+            assert!(acquire(&run, start(12, Some(1), 0)).is_err());
+            drop(second);
+            assert_eq!(holder(&run).unwrap(), None);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod bam;
 mod encoder;
 mod fake_slurm;
+mod lab;
 mod process_tree;
 mod programs;
 mod recipe;
@@ -18,6 +19,7 @@ mod workplace;
 pub use bam::{Bam, Finished, Running};
 pub use encoder::write_encoder;
 pub use fake_slurm::FakeSlurm;
+pub use lab::Lab;
 pub use process_tree::{Process, freeze, kill_all, tree};
 pub use programs::{program, python, repository, say_skipped};
 pub use recipe::Recipe;

@@ -59,6 +59,14 @@ impl Process {
         String::from_utf8_lossy(&bytes).replace('\0', " ")
     }
 
+    /// Whether a signal has come that it has not taken yet, as while it is stopped.
+    pub fn has_pending(&self, signal: Signal) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+        let pending = pending.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or_default();
+        pending & (1 << (signal as i32 - 1)) != 0
+    }
+
     /// Sends it a signal, if it is still there.
     pub fn signal(&self, signal: Signal) {
         if self.pid > 1 && self.is_alive() {

@@ -1,16 +1,15 @@
 //! Batch jobs: a recipe is submitted, stopped by the scheduler and put into the queue again, and ends with the weights of an
-//! undisturbed run. Against a Slurm made of shell scripts, and against a real one where it can be set up.
+//! undisturbed run. Against a Slurm made of shell scripts; `slurm_lab.rs` has the real one.
 
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bam_tests::{Bam, FakeSlurm, Recipe, Run, Snapshot, Workplace, program, repository, say_skipped};
+use bam_tests::{Bam, FakeSlurm, Recipe, Run, Snapshot, Workplace, program, repository};
 use nix::sys::signal::Signal;
 
 /// Long enough for a machine that does much else.
@@ -521,109 +520,4 @@ fn status_works_without_slurm() {
     assert!(status.contains("to go on: the same 'bam run'") && !status.contains("at work"), "{status}");
     cluster.bam(["status", "runs/nothing"]).finish().expect_error(2, &["is not the directory of a run"]);
     cluster.bam(["cancel", "runs/tiny"]).finish().expect_error(2, &["slurm/jobs.json"]);
-}
-
-/// A real Slurm of two hosts on this machine. It vanishes in the end.
-struct Lab {
-    script: PathBuf,
-    directory: PathBuf,
-}
-
-impl Lab {
-    /// None where it cannot be set up; it has been said why.
-    fn up(test: &str, place: &Workplace) -> Option<Lab> {
-        let script = repository().join("../shared/lab/slurm-lab.sh");
-        if !script.exists() {
-            say_skipped(test, "there is no script here that sets up a Slurm on one machine");
-            return None;
-        }
-        let lab = Lab { script, directory: place.at("lab") };
-        // Nobody's own machine gets packages from a test.
-        let steps: &[&str] = if std::env::var_os("CI").is_some() { &["install", "up"] } else { &["up"] };
-        if !steps.iter().all(|step| lab.run(&[step]).status.success()) {
-            say_skipped(
-                test,
-                "a Slurm on one machine cannot be set up here (it takes root, Slurm's packages and network name spaces)",
-            );
-            return None;
-        }
-        Some(lab)
-    }
-
-    /// Names and ports of its own, so that labs do not get in each other's way.
-    fn environment(&self) -> [(&'static str, String); 4] {
-        let number = std::process::id();
-        [
-            ("LAB_DIR", self.directory.display().to_string()),
-            ("LAB_PREFIX", format!("s{number}")),
-            ("LAB_SUBNET", format!("10.{}.8", 100 + number % 100)),
-            ("LAB_PORT", (16_000 + number % 10_000).to_string()),
-        ]
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        let mut command = Command::new("timeout");
-        command.arg("200").arg(&self.script).args(words).envs(self.environment());
-        command.output().unwrap()
-    }
-
-    /// A command on one of the hosts.
-    fn host(&self, host: &str, words: &[&str]) -> Output {
-        let mut command = Command::new(self.script.with_file_name("netns-lab.sh"));
-        command.args(["exec", host]).args(words).envs(self.environment());
-        command.output().unwrap()
-    }
-
-    /// `bam` on the host from which jobs are submitted.
-    fn bam(&self, place: &Workplace, words: &[&str]) -> Bam {
-        let bam = program("bam");
-        let all = ["exec", bam.to_str().unwrap()].into_iter().chain(words.iter().copied());
-        self.environment()
-            .into_iter()
-            .fold(Bam::of_program(&self.script, place.path(), all), |bam, (name, value)| bam.env(name, value))
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        let _ = self.run(&["down"]);
-    }
-}
-
-#[test]
-fn a_real_slurm_puts_a_job_of_two_nodes_back_into_its_queue() {
-    let place = Workplace::new();
-    let Some(lab) = Lab::up("a_real_slurm_puts_a_job_of_two_nodes_back_into_its_queue", &place) else { return };
-    let mut recipe = recipe();
-    recipe.multi = "epochs: 600, batch_size: 16, learning_rate: 0.001".into();
-    recipe.slurm = "nodes: 2, time: 2, lead: 90".into();
-    place.recipe("recipe.yaml", &recipe);
-    let run = Run::new(place.at("runs/tiny"));
-    lab.bam(&place, &["submit", "recipe.yaml", "-o", "slurm.memory=80T"])
-        .finish()
-        .expect_error(1, &["sbatch --test-only"]);
-    assert!(!run.path().exists());
-    lab.bam(&place, &["submit", "recipe.yaml"]).expect(0);
-    // To ask whether a job would be taken uses numbers up.
-    let id = run.json("slurm/job.json")["job"].as_u64().unwrap();
-    let output = || fs::read_to_string(run.at(format!("logs/slurm-{id}.out"))).unwrap_or_default();
-    let status = || lab.bam(&place, &["status", "runs/tiny"]).expect(0).stdout;
-    wait("training", || run.steps("multi").len() > 10);
-    let said = status();
-    assert!(said.contains(&format!("job {id}: running on n[1-2] since ")), "{said}");
-    lab.bam(&place, &["submit", "recipe.yaml"]).finish().expect_error(1, &["of this run", "is still RUNNING"]);
-    let ranks = lab.host("n2", &["pgrep", "-c", "bam-worker"]);
-    assert_eq!(String::from_utf8_lossy(&ranks.stdout).trim(), "1", "{ranks:?}");
-    // Slurm's own signal, as its time limit nears.
-    wait("the time limit", || output().contains("back into the queue"));
-    wait("the second start", || output().contains("start 1, "));
-    let before = run.steps("multi").len();
-    wait("training after the second start", || run.steps("multi").len() > before + 10);
-    let said = status();
-    assert!(said.contains("put into the queue again once"), "{said}");
-    let done = lab.bam(&place, &["cancel", "runs/tiny"]).expect(0);
-    assert!(done.stdout.contains("told to stop"), "{done}");
-    wait("its end", || status().contains("ended"));
-    let said = status();
-    assert!(said.contains("FAILED, exit code 75") && said.contains(": cancelled"), "{said}\n{}", output());
 }

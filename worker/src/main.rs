@@ -59,6 +59,7 @@ fn main() -> ExitCode {
     if let Err(e) = control.listen_to_signals() {
         control.fail(exit_code::FAILURE, format!("cannot listen for signals: {e}"), false);
     }
+    let (log, rank) = (run.log(&args.stage), world.rank());
     let session = Session::join(Box::new(world), activity, run, &args.stage, control.clone(), orders, &file);
     let done = session.and_then(|session| {
         tch::set_num_threads(i32::try_from(session.recipe.cluster.threads)?);
@@ -69,7 +70,10 @@ fn main() -> ExitCode {
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => control.fail(code_of(&e), format!("{e:#}"), is_lasting(&e)),
+        Err(e) => {
+            telemetry::note_orphan(&log, rank, &e);
+            control.fail(code_of(&e), format!("{e:#}"), is_lasting(&e))
+        }
     }
 }
 

@@ -1,9 +1,11 @@
-//! What a rank leaves for people to read: log lines on stderr, and one line of metrics for every step.
+//! What a rank leaves for people to read: log lines on stderr, one line of metrics for every step, and an orphan's last
+//! words.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use bam_cluster::checkpoint::CheckpointError;
 use bam_cluster::files;
 use bam_cluster::protocol::StepReport;
 use tracing_subscriber::EnvFilter;
@@ -17,6 +19,18 @@ pub fn log_to_stderr() {
         .with_ansi(false)
         .with_target(false)
         .init();
+}
+
+/// If `error` is that this rank belongs to an earlier start of its stage, says so in the stage's log and returns true. The
+/// launcher that collects what ranks print may be gone, or out of reach; the file system is there, or nothing would have
+/// been written.
+pub fn note_orphan(log: &Path, rank: usize, error: &anyhow::Error) -> bool {
+    let is_orphan = error.chain().any(|e| matches!(e.downcast_ref(), Some(CheckpointError::Fenced { .. })));
+    if is_orphan && let Ok(mut log) = OpenOptions::new().append(true).open(log) {
+        // In one piece: the newer start's launcher writes to it, too.
+        let _ = log.write_all(format!("rank {rank} | error: {error:#}\n").as_bytes());
+    }
+    is_orphan
 }
 
 /// `metrics.jsonl`: a [`StepReport`] a line.
@@ -79,5 +93,18 @@ mod tests {
             .map(|l| serde_json::from_str::<StepReport>(l).unwrap().step)
             .collect();
         assert_eq!(steps, [0, 1, 2]);
+    }
+
+    #[test]
+    fn an_orphan_says_so_in_the_log_and_nobody_else_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("stage.log");
+        fs::write(&log, "=== start 2\n").unwrap();
+        let fenced = anyhow::Error::from(CheckpointError::Fenced { own: 1, current: 2 }).context("publishing");
+        assert!(note_orphan(&log, 0, &fenced));
+        assert!(!note_orphan(&log, 0, &anyhow::anyhow!("no space left")));
+        let text = fs::read_to_string(&log).unwrap();
+        assert!(text.starts_with("=== start 2\nrank 0 | error: publishing: this process belongs to start 1"), "{text}");
+        assert_eq!(text.lines().count(), 2);
     }
 }

@@ -50,6 +50,14 @@ impl Store {
         Store { directory, files, keep, fence }
     }
 
+    /// Fails if the stage has a newer start.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Fenced`], or the number of starts cannot be read.
+    pub fn check_fence(&self) -> Result<(), CheckpointError> {
+        self.fence.check()
+    }
+
     /// Begins a checkpoint.
     ///
     /// # Errors

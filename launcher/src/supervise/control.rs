@@ -12,6 +12,7 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
+use bam_cluster::files;
 use bam_cluster::protocol::channel::{self, ChannelError, Receiver};
 use bam_cluster::protocol::{ControlFile, FromRank, Hello, Reach, Secret};
 
@@ -34,6 +35,7 @@ const WAKE_WITHIN: Duration = Duration::from_secs(1);
 pub struct ControlServer {
     own_address: Option<SocketAddr>,
     file: PathBuf,
+    incarnation: u64,
     closing: Arc<AtomicBool>,
     lobby: Arc<Lobby>,
 }
@@ -64,7 +66,7 @@ impl ControlServer {
         let admission = ControlFile { addresses, secret: Secret::random()?, incarnation };
         write_privately(&file, &admission)?;
         let (closing, lobby) = (Arc::new(AtomicBool::new(false)), Lobby::new(STRANGERS + ranks));
-        let server = ControlServer { own_address, file, closing: closing.clone(), lobby: lobby.clone() };
+        let server = ControlServer { own_address, file, incarnation, closing: closing.clone(), lobby: lobby.clone() };
         thread::spawn(move || accept(&listener, Arc::new(Door { admission, events, closing, lobby })));
         Ok(server)
     }
@@ -72,7 +74,11 @@ impl ControlServer {
 
 impl Drop for ControlServer {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.file);
+        // An orphan must not take a newer start's file away.
+        let is_own = |file: ControlFile| file.incarnation == self.incarnation;
+        if files::read_json(&self.file).ok().flatten().is_some_and(is_own) {
+            let _ = fs::remove_file(&self.file);
+        }
         self.closing.store(true, Ordering::SeqCst);
         self.lobby.clear();
         // Wakes the thread that waits for connections.
@@ -182,7 +188,7 @@ mod tests {
         let (sender, events) = mpsc::channel();
         let path = dir.join("control.json");
         let server = ControlServer::open(path.clone(), 3, Reach::ThisHost, 2, sender).unwrap();
-        let admission = bam_cluster::files::read_json(&path).unwrap().unwrap();
+        let admission = files::read_json(&path).unwrap().unwrap();
         (server, admission, events)
     }
 
@@ -219,6 +225,16 @@ mod tests {
         waiting.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let end = waiting.read(&mut [0]);
         assert!(end.as_ref().is_ok_and(|n| *n == 0) || end.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionReset));
+    }
+
+    #[test]
+    fn the_control_file_of_a_newer_start_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (orphan, admission, _events) = server(dir.path());
+        let path = dir.path().join("control.json");
+        write_privately(&path, &ControlFile { incarnation: admission.incarnation + 1, ..admission }).unwrap();
+        drop(orphan);
+        assert!(path.exists());
     }
 
     #[test]

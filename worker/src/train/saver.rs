@@ -2,12 +2,14 @@
 //! steps go on. At most one is under way.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use bam_cluster::checkpoint::{CheckpointError, CommitPoint, State, Store};
+use bam_cluster::exit_code;
 use bam_cluster::fault::Point;
 use bam_cluster::protocol::{CheckpointReport, FromRank};
 
@@ -17,6 +19,7 @@ use crate::model::{ParameterSpec, Parameters};
 use crate::optim::Optimizer;
 use crate::session::Session;
 use crate::snapshot::{write_moments, write_values};
+use crate::telemetry;
 
 /// The tensor files of a checkpoint.
 pub const FILES: [&str; 2] = [MODEL, OPTIMIZER];
@@ -24,6 +27,9 @@ pub const FILES: [&str; 2] = [MODEL, OPTIMIZER];
 pub const MODEL: &str = "model.safetensors";
 /// The optimizer's moments.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// The rank that writes.
+const FIRST: usize = 0;
 
 /// Writes one model's checkpoints.
 pub struct Saver {
@@ -40,6 +46,8 @@ struct Writer {
     shape: Arc<Shape>,
     control: Control,
     faults: Faults,
+    /// The stage's log.
+    log: PathBuf,
 }
 
 struct Shape {
@@ -71,7 +79,7 @@ impl Saver {
     pub fn new(session: &Session, store: Store, parameters: &Parameters) -> Saver {
         let shape = Arc::new(Shape { specs: parameters.specs().to_vec(), ranges: parameters.ranges().to_vec() });
         let (control, faults) = (session.control.clone(), session.faults.clone());
-        let writer = Writer { store, shape, control, faults };
+        let writer = Writer { store, shape, control, faults, log: session.run.log(&session.stage.name) };
         // Only the first rank writes.
         let is_asynchronous = session.recipe.checkpoint.asynchronous && session.is_first();
         let room = is_asynchronous.then(|| Frozen::room(parameters.len()));
@@ -95,8 +103,16 @@ impl Saver {
         let stall = began.elapsed().as_secs_f64();
         let writer = self.writer.clone();
         self.under_way = Some(thread::spawn(move || {
-            writer.write(&state, frozen.0.each_ref().map(|values| &values[..]), began, Some(stall))?;
-            Ok(frozen)
+            let written = writer.write(&state, frozen.0.each_ref().map(|values| &values[..]), began, Some(stall));
+            // Whatever fails for an orphan fails because it is one: a newer start has removed its draft, for example.
+            let written = written.map_err(|error| writer.store.check_fence().err().map_or(error, Into::into));
+            if let Err(error) = &written
+                && telemetry::note_orphan(&writer.log, FIRST, error)
+            {
+                // Steps would wait for ranks that are gone, and nobody would hear of this.
+                writer.control.fail(exit_code::FAILURE, format!("{error:#}"), false);
+            }
+            written.map(|()| frozen)
         }));
         Ok(())
     }
