@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
 use std::fs;
+use std::ops::RangeBounds;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -81,9 +82,8 @@ impl Cluster {
         Job { cluster: self, run, id }
     }
 
-    fn node_is(&self, node: &str, states: &[&str]) -> bool {
-        let state = self.lab.on("ctl", &["sinfo", "--noheader", "--partition=lab", "--nodes", node, "--format=%T"]);
-        states.contains(&state.as_str())
+    fn is_idle(&self, node: &str) -> bool {
+        self.lab.on("ctl", &["sinfo", "--noheader", "--partition=lab", "--nodes", node, "--format=%T"]) == "idle"
     }
 }
 
@@ -119,18 +119,18 @@ impl Job<'_> {
         let start = format!(", start {restarts}, ");
         self.wait("training", || {
             let is_resumed = |own: &str| own.contains("resumed at step");
-            let is_first = restarts == 0 && self.run.steps("multi").len() > 100;
+            let is_first = restarts == 0 && self.run.steps("multi").len() > 20;
             is_first || self.output().split_once(&start).is_some_and(|(_, own)| is_resumed(own))
         });
         since.elapsed()
     }
 
     /// Waits until it is done, and compares.
-    fn finish(&self, restarts: usize, undisturbed: &Run) {
+    fn finish(&self, restarts: impl RangeBounds<usize>, undisturbed: &Run) {
         wait("its end", || ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"].contains(&self.known("JobState").as_str()));
         let output = self.output();
         assert_eq!(self.known("JobState"), "COMPLETED", "{output}");
-        assert_eq!(self.restarts(), restarts, "{output}");
+        assert!(restarts.contains(&self.restarts()), "{output}");
         assert!(output.contains("results on dev"), "{output}");
         assert_eq!(self.run.weights_sha256("multi"), undisturbed.weights_sha256("multi"));
         assert_eq!(self.run.receipt("multi"), undisturbed.receipt("multi"));
@@ -171,15 +171,15 @@ fn whatever_slurm_and_its_nodes_do_the_weights_are_those_of_an_undisturbed_run()
 
 /// Slurm's own signal before the end of its time limit, twice.
 fn two_time_limits_in_mid_epoch(cluster: &Cluster, undisturbed: &Run) {
-    let job = cluster.submit("limited", OTHERS, &["-o", "slurm.time=1", "-o", "slurm.lead=58"]);
+    let job = cluster.submit("limited", OTHERS, &["-o", "slurm.time=1", "-o", "slurm.lead=15"]);
     job.wait_for_training(0);
     let said = job.status();
     assert!(said.contains(&format!("job {}: running on n[1-2] since ", job.id)), "{said}");
     cluster.bam(&submission(&job.run)).finish().expect_error(1, &["of this run", "is still RUNNING"]);
     assert_eq!(cluster.lab.processes("n2", "bam-worker").len(), 1);
     for restarts in 1..=2 {
-        // Slurm looks at time limits every 30 s, and a fast machine would be done by then: the job stands still until its
-        // batch script has passed the signal on.
+        // Slurm looks at time limits every 30 s, so that the signal comes 15 to 45 s after the start. A fast machine would
+        // be done by then: the job stands still until its batch script has passed the signal on.
         let bam = job.process("bam");
         let frozen = freeze(bam.pid);
         job.wait("the time limit", || bam.has_pending(Signal::SIGUSR1));
@@ -192,7 +192,8 @@ fn two_time_limits_in_mid_epoch(cluster: &Cluster, undisturbed: &Run) {
         let said = job.status();
         assert!(said.contains("put into the queue again"), "{said}");
     }
-    job.finish(2, undisturbed);
+    // On a slow machine, its time is up once more.
+    job.finish(2.., undisturbed);
 }
 
 /// With --nocapture, what docs/reliability.md says of times.
@@ -214,7 +215,7 @@ fn in_peace_and_cancelled(cluster: &Cluster, undisturbed: &Run) {
     let said = job.status();
     assert!(said.contains("FAILED, exit code 75") && said.contains(": cancelled"), "{said}\n{}", job.output());
     // Submitted again, it goes on.
-    cluster.submit("peace", PAIR, &[]).finish(0, undisturbed);
+    cluster.submit("peace", PAIR, &[]).finish(0..=0, undisturbed);
 }
 
 fn preempted(cluster: &Cluster, undisturbed: &Run) {
@@ -228,7 +229,7 @@ fn preempted(cluster: &Cluster, undisturbed: &Run) {
     let stopped = since.elapsed();
     let again = job.wait_for_training(1);
     report("preemption", stopped, again);
-    job.finish(1, undisturbed);
+    job.finish(1..=1, undisturbed);
 }
 
 /// The node of the batch script, of bam and of the first rank.
@@ -243,8 +244,8 @@ fn a_power_failure(cluster: &Cluster, undisturbed: &Run) {
     cluster.lab.run(&["boot", &host]);
     let again = job.wait_for_training(1);
     report("power failure", noticed, again);
-    job.finish(1, undisturbed);
-    wait("the node", || cluster.node_is(&host, &["idle"]));
+    job.finish(1..=1, undisturbed);
+    wait("the node", || cluster.is_idle(&host));
 }
 
 /// The node of bam and of the first rank hangs in the middle of a commit and is cut off. When the job has been started
@@ -285,8 +286,7 @@ fn an_orphan(cluster: &Cluster, undisturbed: &Run) {
     frozen.iter().for_each(|process| process.signal(Signal::SIGCONT));
     wait("the orphan's end", || !bam.is_alive());
     assert!(job.output().contains("has taken the run over"), "{}", job.output());
-    job.finish(1, undisturbed);
+    job.finish(1..=1, undisturbed);
     cluster.lab.run(&["heal", &host]);
-    wait("the node", || cluster.node_is(&host, &["idle"]));
     wait("the end of all orphans", || cluster.lab.processes(&host, "bam-worker").is_empty());
 }
