@@ -27,15 +27,26 @@ const LOOK_FOR_SUCCESSOR: Duration = Duration::from_secs(1);
 /// The right to work in a run directory, held for as long as this lives.
 #[derive(Debug)]
 pub struct RunLock {
-    _files: Vec<File>,
+    /// On the run, with others.
+    _shared: Option<Lock>,
+    own: Vec<Lock>,
     /// Ends the watch when it is dropped.
     _watch: Option<Sender<()>>,
 }
 
-/// A lock that only one may hold, and what tells it from another one in its place.
-type OwnLock = (PathBuf, Identity);
-/// Device and number of a file.
-type Identity = (u64, u64);
+/// A lock, held for as long as this lives.
+#[derive(Debug)]
+struct Lock {
+    _file: File,
+    place: Place,
+}
+
+/// A lock's name, and what tells it from another one of that name: device and number.
+#[derive(Debug, Clone)]
+struct Place {
+    path: PathBuf,
+    identity: (u64, u64),
+}
 
 /// A run directory that cannot be locked.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +60,14 @@ pub enum LockError {
         directory: PathBuf,
         /// What the holder wrote about itself.
         holder: String,
+    },
+    /// A later start of the same batch job has taken it over.
+    #[error(
+        "a later start of this batch job has taken the run over ({path}); this one, on a node that Slurm has given up, ends"
+    )]
+    TakenOver {
+        /// The lock file.
+        path: PathBuf,
     },
     /// The file system says no.
     #[error("{path}: {source}\n  the run directory must be writable; --run-dir chooses another place")]
@@ -79,7 +98,7 @@ impl RunLock {
     /// The same as a part of a batch job.
     fn acquire_in(job: Option<Allocation>, run: &RunDir) -> Result<RunLock, LockError> {
         match lock(&run.lock(), Share::Alone, job)? {
-            Some(file) => RunLock::watched(job, vec![], vec![(run.lock(), file)]),
+            Some(own) => Ok(RunLock::watched(job, None, vec![own])),
             None => Err(held(run, holder(run)?)),
         }
     }
@@ -99,30 +118,47 @@ impl RunLock {
         run: &RunDir,
         stages: impl IntoIterator<Item = &'a str>,
     ) -> Result<RunLock, LockError> {
-        let shared = match lock(&run.lock(), Share::Together, job)? {
-            Some(file) => vec![file],
-            None => return Err(held(run, holder(run)?)),
-        };
+        let Some(shared) = lock(&run.lock(), Share::Together, job)? else { return Err(held(run, holder(run)?)) };
         let mut own = vec![];
         for stage in stages {
             let path = run.stage_lock(stage);
             match lock(&path, Share::Alone, job)? {
-                Some(file) => own.push((path, file)),
+                Some(lock) => own.push(lock),
                 None => return Err(held(run, holder_of(&path)?.map(|who| format!("{who}: {stage}")))),
             }
         }
-        RunLock::watched(job, shared, own)
+        Ok(RunLock::watched(job, Some(shared), own))
     }
 
     /// Has those locks watched that a later start of a batch job might take over.
-    fn watched(job: Option<Allocation>, shared: Vec<File>, own: Vec<(PathBuf, File)>) -> Result<RunLock, LockError> {
-        let known = |(path, file): &(PathBuf, File)| {
-            let io = |source| LockError::Io { path: path.clone(), source };
-            identity(file).map_err(io).map(|identity| (path.clone(), identity))
-        };
-        let watched: Vec<OwnLock> = own.iter().map(known).collect::<Result<_, _>>()?;
-        let files = shared.into_iter().chain(own.into_iter().map(|(_, file)| file)).collect();
-        Ok(RunLock { _files: files, _watch: job.map(|_| watch(watched)) })
+    fn watched(job: Option<Allocation>, shared: Option<Lock>, own: Vec<Lock>) -> RunLock {
+        let places = own.iter().map(|lock| lock.place.clone()).collect();
+        RunLock { _shared: shared, own, _watch: job.map(|_| watch(places)) }
+    }
+
+    /// Makes sure that no later start has taken a lock over.
+    ///
+    /// # Errors
+    /// One has.
+    pub fn check(&self) -> Result<(), LockError> {
+        match self.own.iter().find(|lock| lock.place.is_taken()) {
+            Some(taken) => Err(LockError::TakenOver { path: taken.place.path.clone() }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Place {
+    fn of(path: &Path, file: &File) -> io::Result<Place> {
+        let file = file.metadata()?;
+        Ok(Place { path: path.to_owned(), identity: (file.dev(), file.ino()) })
+    }
+
+    /// Whether another lock is there now. A file system that does not answer proves nothing.
+    fn is_taken(&self) -> bool {
+        // Opened anew, so that a network file system asks its server.
+        let now = File::open(&self.path).and_then(|file| Place::of(&self.path, &file));
+        now.is_ok_and(|now| now.identity != self.identity)
     }
 }
 
@@ -134,7 +170,7 @@ fn held(run: &RunDir, holder: Option<String>) -> LockError {
 
 /// Opens a lock file, made if need be, and locks it, unless somebody else holds it; its holder, if it is alone, writes into
 /// it who it is. One that an earlier start of the same batch job holds is taken over.
-fn lock(path: &Path, share: Share, job: Option<Allocation>) -> Result<Option<File>, LockError> {
+fn lock(path: &Path, share: Share, job: Option<Allocation>) -> Result<Option<Lock>, LockError> {
     let io = |source| LockError::Io { path: path.to_owned(), source };
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).map_err(|source| LockError::Io { path: directory.to_owned(), source })?;
@@ -169,7 +205,8 @@ fn lock(path: &Path, share: Share, job: Option<Allocation>) -> Result<Option<Fil
         let who = format!("pid {} on {} since {since}{part}\n", process::id(), host_name());
         file.set_len(0).and_then(|()| file.write_all(who.as_bytes())).map_err(io)?;
     }
-    Ok(Some(file))
+    let place = Place::of(path, &file).map_err(io)?;
+    Ok(Some(Lock { _file: file, place }))
 }
 
 /// What a batch job's launcher writes about itself, besides what all do.
@@ -196,25 +233,14 @@ fn replace(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn identity(file: &File) -> io::Result<Identity> {
-    file.metadata().map(|file| (file.dev(), file.ino()))
-}
-
 /// Ends this process as soon as another lock is in the place of one of `own`. Ranks cannot commit any more once a newer
 /// start of their stage is under way; this is for their launcher, which would otherwise begin a yet newer one.
-fn watch(own: Vec<OwnLock>) -> Sender<()> {
+fn watch(own: Vec<Place>) -> Sender<()> {
     let (held, released) = mpsc::channel();
     thread::spawn(move || {
         while released.recv_timeout(LOOK_FOR_SUCCESSOR) == Err(RecvTimeoutError::Timeout) {
-            // Opened anew, so that a network file system asks its server. One that does not answer proves nothing.
-            let there = |path: &PathBuf| File::open(path).and_then(|file| identity(&file));
-            let is_other = |(path, own): &&OwnLock| there(path).is_ok_and(|now| now != *own);
-            if let Some((path, _)) = own.iter().find(is_other) {
-                eprintln!(
-                    "error: a later start of this batch job has taken the run over ({}); this one, on a node that Slurm \
-                     has given up, ends",
-                    path.display()
-                );
+            if let Some(Place { path, .. }) = own.iter().find(|place| place.is_taken()) {
+                eprintln!("error: {}", LockError::TakenOver { path: path.clone() });
                 process::exit(exit_code::FAILURE.into());
             }
         }
@@ -296,7 +322,7 @@ mod tests {
         for acquire in both {
             let dir = tempfile::tempdir().unwrap();
             let run = RunDir::new(dir.path());
-            let first = acquire(&run, start(12, Some(1), 0)).unwrap();
+            let mut first = acquire(&run, start(12, Some(1), 0)).unwrap();
             for other in [
                 None,
                 start(12, Some(1), 0),
@@ -309,10 +335,12 @@ mod tests {
                 assert!(refused.contains(", start 0 of job 12_1"), "{refused}");
             }
             // The watch of the first, which would end this process, looks once a second.
-            drop(first._watch);
+            first._watch = None;
             let second = acquire(&run, start(12, Some(1), 1)).unwrap();
             assert!(holder(&run).unwrap().is_some_and(|who| who.contains(", start 1 of job 12_1")));
-            drop(first._files);
+            assert!(matches!(first.check(), Err(LockError::TakenOver { .. })));
+            second.check().unwrap();
+            drop(first);
             assert!(acquire(&run, start(12, Some(1), 0)).is_err());
             drop(second);
             assert_eq!(holder(&run).unwrap(), None);

@@ -117,8 +117,10 @@ case $code in 0) echo COMPLETED ;; *) echo FAILED ;; esac >"$job/state"
 
 const SCONTROL: &str = r#"
 if [ "$1" = requeue ]; then touch "$slurm/$2/requeue"; exit 0; fi
+# An element is asked for by both numbers.
+case $4 in *_*) set -- "$1" "$2" "$3" "${4%_*}" "$4" ;; esac
 if [ -z "$(parts "$4")" ]; then echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1; fi
-for part in $(parts "$4"); do
+for part in $(parts "${5:-$4}"); do
     name=${part##*/}; element=''
     case $name in *_*) element="ArrayJobId=$4 ArrayTaskId=${name#*_}" ;; esac
     echo "JobId=${name%_*} $element JobName=tiny JobState=$(cat "$part/state") Reason=Resources" \

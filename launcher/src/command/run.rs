@@ -34,7 +34,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     let programs = Programs::find()?;
     let run = RunDir::new(super::directory_or_default(arguments.run_dir.as_deref(), &project.recipe.name)?);
     let share = Share::of(&arguments.stages, &project.plan)?;
-    let _lock = match &share.stages {
+    let lock = match &share.stages {
         None => RunLock::acquire(&run)?,
         Some(stages) => RunLock::acquire_stages(&run, stages.iter().map(String::as_str))?,
     };
@@ -48,7 +48,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     let faults = faults_of(arguments, &project)?;
     let history = job.map(|job| begin(job, &project, &share, &run)).transpose()?;
     let interrupts = listening.map_or_else(listen, Ok)?;
-    let conductor = Conductor::new(&project, programs, run, share.stages.clone(), interrupts.clone(), faults);
+    let conductor = Conductor::new(&project, programs, run, &lock, share.stages.clone(), interrupts.clone(), faults);
     let outcome = conductor.run(inputs);
     if let Some(history) = history {
         end(&history, &project, &share, conductor.run_dir(), &outcome, &interrupts)?;

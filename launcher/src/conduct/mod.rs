@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bam_cluster::checkpoint::{CheckpointError, Fence};
+use bam_cluster::checkpoint::Fence;
 use bam_cluster::exit_code;
 use bam_cluster::fault::Fault;
 use bam_cluster::files;
@@ -22,6 +22,7 @@ use bam_cluster::stage_record::{self, RecordError, Scores, StageRecord, Standing
 use crate::backend::Programs;
 use crate::choice;
 use crate::project::Project;
+use crate::run_lock::RunLock;
 use crate::shell::quoted;
 use crate::stage_inputs::{self, StageInputs};
 use crate::supervise::{self, Decision, End, Finding, History, Interrupts, Screen, StageJob, Verdict};
@@ -32,6 +33,7 @@ pub struct Conductor<'a> {
     project: &'a Project,
     programs: Programs,
     run: RunDir,
+    lock: &'a RunLock,
     /// The stages to take to their ends; none: all.
     only: Option<BTreeSet<String>>,
     /// Failures to rehearse.
@@ -90,16 +92,17 @@ fn joined(verdict: &Verdict, next: &str) -> String {
 }
 
 impl<'a> Conductor<'a> {
-    /// Only for the holder of the lock on the run, or on the stages that are named.
+    /// `lock` is on the run, or on the stages that are named.
     pub fn new(
         project: &'a Project,
         programs: Programs,
         run: RunDir,
+        lock: &'a RunLock,
         only: Option<BTreeSet<String>>,
         interrupts: Interrupts,
         faults: Vec<Fault>,
     ) -> Self {
-        Conductor { project, programs, run, only, faults, interrupts, screen: Screen::new() }
+        Conductor { project, programs, run, lock, only, faults, interrupts, screen: Screen::new() }
     }
 
     /// Where the run is.
@@ -302,7 +305,8 @@ impl<'a> Conductor<'a> {
     }
 
     /// Takes the next number for a start of a stage; from now on, an older start's processes must not write in it.
-    fn next_incarnation(&self, stage: &Stage) -> Result<u64, CheckpointError> {
+    fn next_incarnation(&self, stage: &Stage) -> anyhow::Result<u64> {
+        self.lock.check()?;
         Ok(Fence::advance(&self.run, &stage.name)?.incarnation())
     }
 

@@ -298,6 +298,12 @@ case $signals in
     esac
     ;;
 esac
+# Slurm may have given this node up, and have started the job elsewhere.
+restarts=$(scontrol --oneliner show job "$job" | grep -o ' Restarts=[0-9]*')
+if [ -n "$restarts" ] && [ "${restarts#*=}" != "${SLURM_RESTART_COUNT:-0}" ]; then
+    say 'a later start has taken over'
+    exit 75
+fi
 say 'stopped at a checkpoint, back into the queue'
 for pause in 1 2 5 10 0; do
     # Slurm ends this script soon after.
