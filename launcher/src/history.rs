@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     fn job(id: u64, restart: u32) -> Allocation {
-        Allocation { id, restart, tasks: None, nodes: 1 }
+        Allocation { id, restart, tasks: None, nodes: 1, is_on_a_node: true }
     }
 
     fn kept(steps: u64) -> Kept {

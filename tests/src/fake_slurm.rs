@@ -37,7 +37,7 @@ echo $id
 /// One job from its first start to its end.
 const RUN: &str = r#"
 id=$1; job="$slurm/$id"
-export SLURM_JOB_ID=$id SLURM_NTASKS=2 SLURM_JOB_NODELIST=n1
+export SLURM_JOB_ID=$id SLURM_NTASKS=2 SLURM_JOB_NODELIST=n1 SLURMD_NODENAME=n1
 output=$(sed -n 's/^#SBATCH --output="*\([^"]*\)"*$/\1/p' "$job/script" | sed "s/%j/$id/; s/%%/%/g")
 while :; do
     while [ -e "$slurm/hold" ]; do sleep 0.05; done

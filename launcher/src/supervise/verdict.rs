@@ -9,8 +9,8 @@ use bam_cluster::stage_record::Sums;
 
 use super::evidence::{Evidence, RankEvidence};
 use super::host::ProcessState;
-use super::mpirun_output::RankEnd;
 use super::sentence::{doing, ended_unexplained, name, rank_ended, ranks};
+use super::starter_output::RankEnd;
 
 /// A rank beats every second; one that is silent for this long (or for the deadline, if that is shorter) is stopped, cut
 /// off or dead.
@@ -21,15 +21,18 @@ const MISSED_BEATS: Duration = Duration::from_secs(5);
 const TOGETHER: Duration = Duration::from_secs(3);
 /// How much later than for a collective the deadline of a rank by itself is.
 const OTHERS_FIRST: Duration = Duration::from_secs(1);
-/// How long after a rank's connection has ended `mpirun` may still say why.
+/// How long after a rank's connection has ended its starter may still say why.
 const LEAVING_SETTLES: Duration = Duration::from_secs(2);
 /// Loading MPI and libtorch from a slow file system takes its time, but not this long.
 const CONNECT_WITHIN: Duration = Duration::from_secs(120);
 /// How long ranks may take to end after rank 0's last word.
 const END_WITHIN: Duration = Duration::from_secs(30);
-/// Ranks fail one after another, and `mpirun` tells a second or two later who was first.
+/// Ranks fail one after another, and their starter tells a second or two later who was first.
 const FAILURES_SETTLE: Duration = Duration::from_secs(2);
-/// What is still on its way when `mpirun` has ended.
+/// How long after word of a rank's end more words, and other ranks' own, are waited for: `srun` may take half a minute
+/// to end the others.
+const END_SETTLES: Duration = Duration::from_secs(1);
+/// What is still on its way when the starter has ended.
 const EXIT_SETTLES: Duration = Duration::from_millis(500);
 
 /// The end of a stage.
@@ -86,11 +89,15 @@ impl Finding {
 /// Judges the evidence at time `now`; none: the stage goes on.
 pub fn judge(evidence: &Evidence, now: Duration) -> Option<Judgement> {
     if let Some(misfit) = &evidence.misfit {
-        let verdict = verdict(evidence, Finding::new("misfit", misfit.clone()));
-        return Some(Judgement::Failed(Verdict { is_lasting: true, ..verdict }));
+        let verdict = verdict(evidence, Finding::new("misfit", misfit.problem.clone()));
+        return Some(Judgement::Failed(Verdict { is_lasting: misfit.is_lasting, ..verdict }));
     }
     if let Some((status, at)) = &evidence.exit {
         return after_exit(evidence, *status, now, now.saturating_sub(*at) >= EXIT_SETTLES);
+    }
+    // Not when rank 0 has said how the stage ended, for that decides.
+    if let (Some(at), None) = (evidence.rank_end_at, &evidence.done) {
+        return (now.saturating_sub(at) >= END_SETTLES).then(|| rank_failed(evidence)).flatten();
     }
     if let Some(first) = first_failure(evidence) {
         let all = evidence.ranks.iter().all(|r| r.failure.is_some());
@@ -125,7 +132,7 @@ fn failed(evidence: &Evidence, finding: Finding) -> Judgement {
     Judgement::Failed(verdict(evidence, finding))
 }
 
-/// `mpirun` has ended. `settled`: nothing more is to be expected.
+/// The starter has ended. `settled`: nothing more is to be expected.
 fn after_exit(evidence: &Evidence, status: ExitStatus, now: Duration, settled: bool) -> Option<Judgement> {
     match &evidence.done {
         Some((Outcome::Finished { outputs }, _)) if status.success() => {
@@ -140,23 +147,30 @@ fn after_exit(evidence: &Evidence, status: ExitStatus, now: Duration, settled: b
         _ if !settled => return None,
         _ => {}
     }
-    // A rank that was killed takes the others down, and they may say that they failed.
-    let killed = evidence.rank_ends.iter().find(|end| {
-        matches!(end, RankEnd::Signal { rank, .. } if evidence.ranks.get(*rank).is_none_or(|r| r.failure.is_none()))
+    rank_failed(evidence).or_else(|| {
+        let finding = starter_lost_a_host(evidence, now).unwrap_or_else(|| ended_unexplained(evidence, status));
+        Some(failed(evidence, finding))
+    })
+}
+
+/// A rank that failed, by its own words or by its starter's.
+fn rank_failed(evidence: &Evidence) -> Option<Judgement> {
+    // A rank that was killed takes the others down, and they may say that they failed; so does a host that is lost.
+    let killed = evidence.rank_ends.iter().find(|end| match end {
+        RankEnd::Signal { rank, .. } => evidence.ranks.get(*rank).is_none_or(|r| r.failure.is_none()),
+        RankEnd::Host { .. } => true,
+        RankEnd::Status { .. } => false,
     });
     if killed.is_none() && first_failure(evidence).is_some() {
         return Some(failures(evidence));
     }
-    let finding = match killed.or(evidence.rank_ends.first()) {
-        Some(end) => rank_ended(evidence, end),
-        None => mpirun_lost_a_host(evidence, now).unwrap_or_else(|| ended_unexplained(evidence, status)),
-    };
-    Some(failed(evidence, finding))
+    let end = killed.or(evidence.rank_ends.first())?;
+    Some(failed(evidence, rank_ended(evidence, end)))
 }
 
-/// A host of which nothing was heard for a while when `mpirun` gave up: its own words do not say which.
-fn mpirun_lost_a_host(evidence: &Evidence, now: Duration) -> Option<Finding> {
-    // Ranks of other hosts left in good order when mpirun ended them.
+/// A host of which nothing was heard for a while when the starter gave up: its own words do not say which.
+fn starter_lost_a_host(evidence: &Evidence, now: Duration) -> Option<Finding> {
+    // Ranks of other hosts left in good order when they were ended.
     let heard: Vec<Duration> = evidence.ranks.iter().map(|r| r.last_heard).collect();
     let newest = heard.iter().max()?;
     let (rank, _) = most_silent(evidence, now)?;
@@ -165,8 +179,9 @@ fn mpirun_lost_a_host(evidence: &Evidence, now: Duration) -> Option<Finding> {
     }
     let host = evidence.ranks[rank].identity.as_ref().map(|i| i.host.clone())?;
     let what = format!(
-        "mpirun gave up when host {host} had not been heard of for {} s (rank {rank} was last heard of{}): it is down, or \
+        "{} gave up when host {host} had not been heard of for {} s (rank {rank} was last heard of{}): it is down, or \
          the network to it is cut",
+        evidence.starter,
         newest.saturating_sub(heard[rank]).as_secs(),
         doing(evidence, rank)
     );
