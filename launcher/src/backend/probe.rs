@@ -51,7 +51,9 @@ pub(super) fn pmix_of(srun: &Path) -> Result<String, String> {
 }
 
 fn choose_pmix(lines: &[String]) -> Option<String> {
-    let words = lines.iter().flat_map(|line| line.split(|c: char| c.is_whitespace() || c == ','));
+    // `specific pmix plugin versions available: pmix_v3,pmix_v4`
+    let listed = lines.iter().map(|line| line.split_once("available:").map_or(line.as_str(), |(_, list)| list));
+    let words = listed.flat_map(|line| line.split(|c: char| c.is_whitespace() || c == ','));
     let kinds: Vec<&str> = words.filter(|word| *word == "pmix" || word.starts_with("pmix_v")).collect();
     let version = |kind: &str| kind.strip_prefix("pmix_v").and_then(|n| n.parse::<u32>().ok());
     let plain = kinds.iter().find(|kind| **kind == "pmix");

@@ -66,7 +66,7 @@ pub enum ProgramError {
     #[error(
         "cluster.launcher is srun, but bam does not run in a job of Slurm (SLURM_JOB_ID is not set)\n  use 'bam submit', or run bam in sbatch or salloc, or say cluster.launcher: mpirun"
     )]
-    NoJob,
+    Outside,
     /// `srun` is wanted and cannot start ranks.
     #[error("srun (cluster.launcher) cannot start ranks that find one another: {tried}\n  {REMEDY}")]
     NoSrun {
@@ -75,7 +75,7 @@ pub enum ProgramError {
     },
     /// Nothing can start ranks on the job's nodes.
     #[error("nothing can start ranks on the nodes of job {job}\n  mpirun: {mpirun}\n  srun: {srun}\n  {REMEDY}")]
-    NoStarter {
+    Nothing {
         /// Its number.
         job: u64,
         /// What was tried, and what it answered.
@@ -99,7 +99,7 @@ impl Programs {
         let worker = worker()?;
         let job = Allocation::of_this_process();
         let (starter, why) = match (cluster.launcher, job) {
-            (Launcher::Srun, None) => return Err(ProgramError::NoJob),
+            (Launcher::Srun, None) => return Err(ProgramError::Outside),
             (Launcher::Srun, Some(job)) => {
                 let srun = find_srun(cluster, job).map_err(|tried| ProgramError::NoSrun { tried })?;
                 (Starter::Srun(srun), "cluster.launcher says so".to_owned())
@@ -144,7 +144,7 @@ fn choose(cluster: &ClusterSection, job: Allocation) -> Result<(Starter, String)
     };
     match find_srun(cluster, job) {
         Ok(srun) => Ok((Starter::Srun(srun), format!("mpirun does not do: {tried}"))),
-        Err(srun) => Err(ProgramError::NoStarter { job: job.id, mpirun: tried, srun }),
+        Err(srun) => Err(ProgramError::Nothing { job: job.id, mpirun: tried, srun }),
     }
 }
 

@@ -37,9 +37,9 @@ const DIE_TOGETHER: [&str; 2] = ["--kill-on-bad-exit=1", "--label"];
 const SHARE_THE_NODES: [&str; 4] = ["--overlap", "--overcommit", "--cpu-bind=none", "--mem=0"];
 
 /// The job's own wishes, which `srun` would take for the step's: a step has another number of ranks than the job has tasks,
-/// and they contradict what is said above. `SLURM_EXPORT_ENV=NONE` (from `sbatch --export=NONE`) would leave ranks without
+/// and they contradict what is said above. Without them, a step has all GPUs of its nodes that the job has. `SLURM_EXPORT_ENV=NONE` (from `sbatch --export=NONE`) would leave ranks without
 /// `LD_LIBRARY_PATH`.
-const NOT_OF_THE_STEP: [&str; 38] = [
+const NOT_OF_THE_STEP: &[&str] = &[
     "SLURM_NTASKS",
     "SLURM_NPROCS",
     "SLURM_NTASKS_PER_NODE",
@@ -49,6 +49,8 @@ const NOT_OF_THE_STEP: [&str; 38] = [
     "SLURM_NTASKS_PER_TRES",
     "SLURM_CPUS_PER_TASK",
     "SLURM_CPUS_PER_GPU",
+    "SLURM_GPUS",
+    "SLURM_GPUS_PER_SOCKET",
     "SLURM_GPUS_PER_TASK",
     "SLURM_TRES_PER_TASK",
     "SLURM_MEM_PER_CPU",
@@ -75,10 +77,10 @@ const NOT_OF_THE_STEP: [&str; 38] = [
     "SLURM_WORKING_DIR",
     // The same for steps alone.
     "SRUN_CPUS_PER_TASK",
-    "SRUN_NTASKS_PER_TRES",
     "SRUN_EXPORT_ENV",
-    "SRUN_CONTAINER",
-    "SRUN_ERROR_FILE",
+    "SRUN_INPUT",
+    "SRUN_OUTPUT",
+    "SRUN_ERROR",
 ];
 
 /// What ranks do when they wait, and on which cores they run, where the site has not said it: see `mpirun`'s arguments.
@@ -100,7 +102,7 @@ pub(super) fn launch(srun: &Srun, programs: &Programs, start: &Start) -> Launch 
     arguments.extend(start.cluster.srun_args.iter().map(OsString::from));
     arguments.extend(start.worker(programs));
     // On SIGKILL, srun would leave its ranks behind; on SIGTERM, it kills them at once, on all nodes.
-    Launch { program: srun.program.clone(), arguments, environment, without: &NOT_OF_THE_STEP, kill: Signal::SIGTERM }
+    Launch { program: srun.program.clone(), arguments, environment, without: NOT_OF_THE_STEP, kill: Signal::SIGTERM }
 }
 
 /// On how many of the job's nodes, and from which on. A stage with all ranks has all nodes. One with fewer has as many as

@@ -29,9 +29,6 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(120);
 const END_WITHIN: Duration = Duration::from_secs(30);
 /// Ranks fail one after another, and their starter tells a second or two later who was first.
 const FAILURES_SETTLE: Duration = Duration::from_secs(2);
-/// How long after word of a rank's end more words, and other ranks' own, are waited for: `srun` may take half a minute
-/// to end the others.
-const END_SETTLES: Duration = Duration::from_secs(1);
 /// What is still on its way when the starter has ended.
 const EXIT_SETTLES: Duration = Duration::from_millis(500);
 
@@ -95,13 +92,9 @@ pub fn judge(evidence: &Evidence, now: Duration) -> Option<Judgement> {
     if let Some((status, at)) = &evidence.exit {
         return after_exit(evidence, *status, now, now.saturating_sub(*at) >= EXIT_SETTLES);
     }
-    // Not when rank 0 has said how the stage ended, for that decides.
-    if let (Some(at), None) = (evidence.rank_end_at, &evidence.done) {
-        return (now.saturating_sub(at) >= END_SETTLES).then(|| rank_failed(evidence)).flatten();
-    }
-    if let Some(first) = first_failure(evidence) {
+    if let Some(first) = first_sign(evidence) {
         let all = evidence.ranks.iter().all(|r| r.failure.is_some());
-        return (all || now.saturating_sub(first) >= FAILURES_SETTLE).then(|| failures(evidence));
+        return (all || now.saturating_sub(first) >= FAILURES_SETTLE).then(|| rank_failed(evidence)).flatten();
     }
     if let Some((outcome, at)) = &evidence.done {
         // All ranks have met after their last work, and all of it is on disk: they are ended if they do not end.
@@ -186,6 +179,13 @@ fn starter_lost_a_host(evidence: &Evidence, now: Duration) -> Option<Finding> {
         doing(evidence, rank)
     );
     Some(Finding::new(&format!("host {host} is lost"), what))
+}
+
+/// When a rank first said that it failed, or its starter that it ended: `srun` may take half a minute more to end the others,
+/// and to end itself. After rank 0's last word, ranks are expected to end.
+fn first_sign(evidence: &Evidence) -> Option<Duration> {
+    let end = evidence.rank_end_at.filter(|_| evidence.done.is_none());
+    first_failure(evidence).into_iter().chain(end).min()
 }
 
 fn first_failure(evidence: &Evidence) -> Option<Duration> {
@@ -441,6 +441,57 @@ mod tests {
         );
         assert_eq!(verdict.finding.kind, "rank 1: signal 9 (Killed)");
         assert_eq!((verdict.is_lasting, verdict.checkpoint), (false, Some(10)));
+    }
+
+    #[test]
+    fn a_killed_rank_is_named_before_srun_has_ended_the_others() {
+        let mut e = Evidence { starter: "srun", ..evidence() };
+        e.ended(vec![RankEnd::Signal { rank: 1, host: "n1".into(), signal: "9 (Killed)".into() }], 9 * SECOND);
+        assert_eq!(judge(&e, 10 * SECOND), None, "more may be on its way");
+        assert!(
+            sentence(&e, 11 * SECOND).starts_with("rank 1 (n1, cpu, pid 41) was killed by signal 9 (Killed) at step")
+        );
+    }
+
+    #[test]
+    fn a_host_that_slurm_gives_up_is_named_with_its_ranks() {
+        let mut e = Evidence { starter: "srun", ..on_hosts(&["n1", "n2", "n2"]) };
+        e.ended(vec![RankEnd::Host { host: "n2".into() }], 9 * SECOND);
+        e.ended(vec![RankEnd::Status { rank: 0, status: 1 }], 9 * SECOND);
+        fail(&mut e, 0, "the connection to another rank broke", 9 * SECOND);
+        let verdict = verdict(&e, 11 * SECOND);
+        let expected = "host n2 failed, as srun says; ranks 1, 2 last heard of at step 17, in phase 'backward'";
+        assert!(verdict.finding.what.starts_with(expected), "{verdict:?}");
+        assert!(!verdict.is_lasting && verdict.finding.kind == "host n2 is lost");
+    }
+
+    #[test]
+    fn a_crash_before_any_rank_has_connected_is_tried_again() {
+        let mut e = Evidence { starter: "srun", ..Evidence::new(2, SECOND) };
+        let crash = RankEnd::Signal { rank: 1, host: "n2".into(), signal: "11 (Segmentation fault)".into() };
+        e.ended(vec![crash], SECOND);
+        let crash = verdict(&e, 3 * SECOND);
+        assert_eq!(crash.finding.what, "rank 1 (n2) was killed by signal 11 (Segmentation fault)");
+        assert!(!crash.is_lasting);
+        let mut e = Evidence { starter: "srun", ..Evidence::new(2, SECOND) };
+        exit(&mut e, 1);
+        let ended = verdict(&e, 11 * SECOND);
+        assert_eq!(ended.finding.what, "srun ended with status 1 before all ranks had started (0 of 2 connected)");
+        assert!(!ended.is_lasting);
+    }
+
+    #[test]
+    fn ranks_that_are_alone_are_refused_with_the_remedy() {
+        let mut e = Evidence { starter: "srun", ..Evidence::new(2, SECOND) };
+        e.join(&hello(0, 1, "n2"), SECOND).unwrap_err();
+        let misfit = verdict(&e, SECOND);
+        assert!(misfit.finding.what.contains("rank 0 of 1, but 2 ranks were started; srun's --mpi does not fit"));
+        assert!(misfit.is_lasting && misfit.finding.what.contains("cluster.launcher: mpirun"));
+        // Slurm's side of PMIx may have crashed.
+        let mut e = Evidence { starter: "srun", ..Evidence::new(2, SECOND) };
+        e.lonely(1, false);
+        let lonely = verdict(&e, SECOND);
+        assert!(!lonely.is_lasting && lonely.finding.what.starts_with("rank 1 cannot find the other ranks; srun's"));
     }
 
     #[test]
