@@ -214,7 +214,7 @@ distill: { ensemble: 2, temperature: 2.0, teachers: { cola: [/t/a, /t/b] } }
 sampling: { method: multiples, exponent: 0.75 }
 predict: [dev, test]
 checkpoint: { every_steps: 50, keep: 2 }
-cluster: { processes: 2, single_processes: 1, deadline: 60, mpirun_args: [--oversubscribe], hosts: [n1, 'n2:4'] }
+cluster: { processes: 2, single_processes: 1, deadline: 60, mpirun_args: [--oversubscribe], hosts: [n1, 'n2:4'], launcher: mpirun, srun_args: [--quiet] }
 ";
 
 /// Loads a recipe that was damaged; one that is accepted is sound and derives a plan.

@@ -30,7 +30,7 @@ Exit codes:
   130  killed by a second Ctrl-C
 
 Environment:
-  BAM_MPIRUN  the mpirun to start the workers with, if not the one on PATH
+  BAM_MPIRUN  the mpirun to start the workers with, if not the one on PATH (see cluster.launcher)
   BAM_WORKER  the worker program, if not the bam-worker beside bam
   BAM_LOG     how much the workers log: error, warn, info (default), debug, trace";
 

@@ -173,7 +173,7 @@ mod tests {
     use crate::slurm::SubmittedJob;
 
     fn job(id: u64, restart: u32) -> Allocation {
-        Allocation { id, element: None, restart, tasks: None, nodes: 1 }
+        Allocation { id, element: None, restart, tasks: None, nodes: 1, is_on_a_node: true }
     }
 
     fn kept(steps: u64) -> Kept {

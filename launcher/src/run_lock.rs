@@ -315,7 +315,8 @@ mod tests {
 
     #[test]
     fn a_later_start_of_a_job_takes_over_from_an_earlier_one_and_from_nobody_else() {
-        let start = |id, element, restart| Some(Allocation { id, element, restart, tasks: None, nodes: 2 });
+        let start =
+            |id, element, restart| Some(Allocation { id, element, restart, tasks: None, nodes: 2, is_on_a_node: true });
         let whole = |run: &RunDir, job| RunLock::acquire_in(job, run);
         let stages = |run: &RunDir, job| RunLock::acquire_stages_in(job, run, ["a", "b"]);
         let both: [&dyn Fn(&RunDir, Option<Allocation>) -> Result<RunLock, LockError>; 2] = [&whole, &stages];

@@ -91,7 +91,7 @@ printf '%s\n' "$@" | xargs -P "$limit" -I '{}' "$slurm/run" '{}'
 /// One job, or one element of an array, from its first start to its end.
 const RUN: &str = r#"
 name=$1; job="$slurm/$name"
-export SLURM_JOB_ID=$name SLURM_NTASKS=2 SLURM_JOB_NODELIST=n1
+export SLURM_JOB_ID=$name SLURM_NTASKS=2 SLURM_JOB_NODELIST=n1 SLURMD_NODENAME=n1
 case $name in
 # An element has a number of its own, which is of no use.
 *_*) export SLURM_JOB_ID=999 SLURM_ARRAY_JOB_ID="${name%_*}" SLURM_ARRAY_TASK_ID="${name#*_}" ;;

@@ -83,7 +83,13 @@ impl Lab {
     /// `bam` on the host `ctl`, to be run in `directory`.
     pub fn bam(&self, directory: &Path, words: &[&str]) -> Bam {
         let bam = program("bam");
-        let all = ["exec", "ctl", bam.to_str().unwrap()].into_iter().chain(words.iter().copied());
+        let all: Vec<&str> = [bam.to_str().unwrap()].into_iter().chain(words.iter().copied()).collect();
+        self.through(directory, &all)
+    }
+
+    /// `bam` through another command on the host `ctl`: all words of both.
+    pub fn through(&self, directory: &Path, words: &[&str]) -> Bam {
+        let all = ["exec", "ctl"].into_iter().chain(words.iter().copied());
         let bam = Bam::of_program(&self.script, directory, all);
         self.environment.iter().fold(bam, |bam, (name, value)| bam.env(name, value))
     }

@@ -268,6 +268,9 @@ mod tests {
         assert!(message(SMALL, &["train.multi.epoch=3"]).contains("did you mean 'epochs'?"));
         assert!(message(SMALL, &["train.multi.epochs=many"]).contains("train.multi.epochs"));
         assert!(message(SMALL, &["epochs"]).contains("expected KEY=VALUE"));
+        let m = message(SMALL, &["cluster.launcher=srun", "cluster.hosts=[n1]"]);
+        assert!(m.contains("cluster.hosts") && m.contains("on the nodes of its job"), "{m}");
+        assert!(message(SMALL, &["cluster.launcher=ssh"]).contains("cluster.launcher"));
         assert!(message(SMALL, &["data.tasks.7=rte"]).contains("not an entry of a list of 2"));
     }
 }

@@ -345,6 +345,8 @@ pub struct ClusterSection {
     /// The hosts to start ranks on, each as `mpirun --host` takes it (`n1`, or `n1:4` for four ranks); none: this host, or
     /// those of the batch job that bam runs in.
     pub hosts: Vec<String>,
+    /// What starts the ranks: `mpirun`; `srun`, in a job of Slurm; or, with `auto`, mpirun where it works, else srun.
+    pub launcher: Launcher,
     /// Seconds after which a collective is given up, and a rank that does not get on.
     pub deadline: u64,
     /// How often a stage that failed is started again from its last checkpoint, without a new checkpoint in between.
@@ -355,6 +357,21 @@ pub struct ClusterSection {
     pub layout: Layout,
     /// More arguments for `mpirun`.
     pub mpirun_args: Vec<String>,
+    /// More arguments for `srun`.
+    pub srun_args: Vec<String>,
+}
+
+/// What starts the ranks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Launcher {
+    /// `mpirun`; in a job of Slurm on whose nodes it cannot start anything, `srun`.
+    #[default]
+    Auto,
+    /// Open MPI's own.
+    Mpirun,
+    /// Slurm's, with PMIx.
+    Srun,
 }
 
 impl Default for ClusterSection {
@@ -363,11 +380,13 @@ impl Default for ClusterSection {
             processes: 1,
             single_processes: None,
             hosts: vec![],
+            launcher: Launcher::Auto,
             deadline: 300,
             max_restarts: 3,
             threads: 1,
             layout: Layout::Ragged,
             mpirun_args: vec![],
+            srun_args: vec![],
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::error::{ConfigError, nearest};
-use super::schema::{Annealing, Breadth, Recipe, Reproducible};
+use super::schema::{Annealing, Breadth, Launcher, Recipe, Reproducible};
 use super::slurm;
 use super::task_entry::{OwnTask, TaskEntry, TaskType};
 use super::train::{LayerwiseDecay, TrainSettings};
@@ -59,6 +59,9 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
     let fits = single.is_none_or(|n| (1..=recipe.cluster.processes).contains(&n));
     require(fits, "cluster.single_processes", "must be at least 1 and at most cluster.processes")?;
     check_hosts(&recipe.cluster.hosts)?;
+    let names_hosts = recipe.cluster.launcher == Launcher::Srun && !recipe.cluster.hosts.is_empty();
+    let problem = "is for mpirun; srun (cluster.launcher) starts ranks on the nodes of its job";
+    require(!names_hosts, "cluster.hosts", problem)?;
     slurm::check(&recipe.slurm)?;
     require(recipe.cluster.threads > 0, "cluster.threads", "must be at least 1")?;
     require(recipe.cluster.deadline > 0, "cluster.deadline", "must be at least 1 second")

@@ -1,14 +1,30 @@
 //! How the ranks of one stage are started: the command is described first, as data, and then run.
 
+mod launch;
 mod mpirun;
+mod probe;
 mod process;
 mod programs;
+mod srun;
 
-pub use mpirun::{Launch, reach};
+use bam_cluster::config::ClusterSection;
+use bam_cluster::protocol::Reach;
+
+pub use launch::{Launch, Start};
 pub use process::{Process, ProcessEvent};
-pub use programs::Programs;
+pub use programs::{Programs, Starter};
+
+use crate::slurm::Allocation;
 
 /// This machine's name.
 pub fn host_name() -> String {
     nix::unistd::gethostname().map_or_else(|_| "this host".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Where the ranks will be.
+pub fn reach(programs: &Programs, cluster: &ClusterSection) -> Reach {
+    let is_named = matches!(programs.starter, Starter::Mpirun(_)) && mpirun::names_hosts(cluster);
+    // In a job, ranks are on the job's nodes.
+    let is_elsewhere = Allocation::of_this_process().is_some_and(|job| !job.is_this_host());
+    if is_named || is_elsewhere { Reach::Network } else { Reach::ThisHost }
 }

@@ -1,17 +1,15 @@
-//! The `mpirun` command for one stage, as data: what is run can be read, logged and tested before it runs.
+//! The `mpirun` command for one stage.
 
 use std::env;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bam_cluster::config::ClusterSection;
-use bam_cluster::plan::Stage;
 use bam_cluster::protocol::Reach;
-use bam_cluster::run_dir::RunDir;
+use nix::sys::signal::Signal;
 
-use super::Programs;
-use crate::shell::quoted;
-use crate::slurm::Allocation;
+use super::launch::{Launch, Start};
+use super::{Programs, reach};
 
 /// More ranks than cores must not spin (an all-reduce then takes 20 ms instead of half a one), and a rank must not be
 /// bound to one core when it has several threads.
@@ -42,84 +40,71 @@ const NAME_HOSTS: [&str; 8] =
 /// How the names of Open MPI's parameters end that say where sessions are kept.
 const SESSION_BASE: &str = "tmpdir_base";
 
-/// A command that starts all ranks of a stage.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Launch {
-    /// The program.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub arguments: Vec<OsString>,
-    /// Set in its environment, and so in every local rank's.
-    pub environment: Vec<(&'static str, String)>,
+/// Containers are often root's, and Open MPI wants to be told that this is meant.
+const AS_ROOT: [&str; 2] = ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"];
+
+/// The ranks of a stage under `mpirun`.
+pub(super) fn launch(mpirun: &Path, programs: &Programs, start: &Start) -> Launch {
+    let cluster = start.cluster;
+    let mut environment = start.environment();
+    // Ranks on other hosts get only what is named here.
+    let exported: Vec<OsString> = environment.iter().flat_map(|(name, _)| ["-x".into(), name.into()]).collect();
+    environment.extend(AS_ROOT.map(|name| (name, "1".to_owned())));
+    // Open MPI 4 keeps the sessions of all of a user's starts in one directory, which the one that ends first may
+    // remove from under another that is just starting. Whoever says where sessions belong is obeyed.
+    let said = env::vars_os().any(|(name, _)| name.to_string_lossy().ends_with(SESSION_BASE));
+    let reach = reach(programs, cluster);
+    if !said && reach == Reach::ThisHost && !cluster.mpirun_args.iter().any(|argument| argument.ends_with(SESSION_BASE))
+    {
+        environment.push(("OMPI_MCA_orte_tmpdir_base", start.scratch.display().to_string()));
+    }
+    let mut arguments: Vec<OsString> = vec!["-n".into(), start.ranks().to_string().into()];
+    arguments.push("--tag-output".into());
+    arguments.extend(SHARE_THE_CORES.iter().chain(&KILL_AT_ONCE).map(OsString::from));
+    if !cluster.hosts.is_empty() {
+        arguments.extend(["--host".into(), cluster.hosts.join(",").into()]);
+    }
+    if reach == Reach::Network {
+        arguments.extend(PROBE_HOSTS.map(OsString::from));
+    }
+    arguments.extend(exported);
+    arguments.extend(cluster.mpirun_args.iter().map(OsString::from));
+    arguments.extend(start.worker(programs));
+    Launch { program: mpirun.to_owned(), arguments, environment, without: &[], kill: Signal::SIGKILL }
 }
 
-impl Launch {
-    /// The ranks of `stage` under `mpirun`; `scratch` is a directory of this start's own.
-    pub fn new(programs: &Programs, cluster: &ClusterSection, run: &RunDir, stage: &Stage, scratch: &Path) -> Launch {
-        let file_locking = env::var("HDF5_USE_FILE_LOCKING").ok();
-        // Shared file systems often lack locks; files are written by one rank each and published by rename.
-        let file_locking = file_locking.unwrap_or_else(|| "FALSE".to_owned());
-        let mut environment = vec![
-            ("OMP_NUM_THREADS", cluster.threads.to_string()),
-            ("HDF5_USE_FILE_LOCKING", file_locking),
-            ("OMPI_ALLOW_RUN_AS_ROOT", "1".to_owned()),
-            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1".to_owned()),
-        ];
-        // Open MPI 4 keeps the sessions of all of a user's starts in one directory, which the one that ends first may
-        // remove from under another that is just starting. Whoever says where sessions belong is obeyed.
-        let said = env::vars_os().any(|(name, _)| name.to_string_lossy().ends_with(SESSION_BASE));
-        let reach = reach(cluster);
-        if !said
-            && reach == Reach::ThisHost
-            && !cluster.mpirun_args.iter().any(|argument| argument.ends_with(SESSION_BASE))
-        {
-            environment.push(("OMPI_MCA_orte_tmpdir_base", scratch.display().to_string()));
-        }
-        let mut arguments: Vec<OsString> = vec!["-n".into(), cluster.ranks(stage.tasks_learnt()).to_string().into()];
-        arguments.push("--tag-output".into());
-        arguments.extend(SHARE_THE_CORES.iter().chain(&KILL_AT_ONCE).map(OsString::from));
-        if !cluster.hosts.is_empty() {
-            arguments.extend(["--host".into(), cluster.hosts.join(",").into()]);
-        }
-        if reach == Reach::Network {
-            arguments.extend(PROBE_HOSTS.map(OsString::from));
-        }
-        // Ranks on other hosts get only what is named here.
-        for name in ["OMP_NUM_THREADS", "HDF5_USE_FILE_LOCKING"] {
-            arguments.extend(["-x".into(), name.into()]);
-        }
-        arguments.extend(cluster.mpirun_args.iter().map(OsString::from));
-        arguments.push(programs.worker.clone().into());
-        arguments.extend(["--run".into(), run.path().into(), "--stage".into(), stage.name.clone().into()]);
-        Launch { program: programs.mpirun.clone(), arguments, environment }
-    }
-
-    /// The command as one would type it.
-    pub fn command_line(&self) -> String {
-        let environment = self.environment.iter().map(|(name, value)| format!("{name}={value}"));
-        let words = std::iter::once(self.program.as_os_str()).chain(self.arguments.iter().map(OsString::as_os_str));
-        environment.chain(words.map(|w| quoted(&w.to_string_lossy()))).collect::<Vec<_>>().join(" ")
-    }
+/// A command that prints the name of each of a job's nodes, if `mpirun` can start something there.
+pub(super) fn trial(mpirun: &Path, cluster: &ClusterSection, nodes: u32) -> Launch {
+    let mut arguments: Vec<OsString> = vec!["-n".into(), nodes.to_string().into()];
+    arguments.extend(["--map-by", "ppr:1:node", "--oversubscribe"].map(OsString::from));
+    arguments.extend(cluster.mpirun_args.iter().map(OsString::from));
+    arguments.extend(["uname", "-n"].map(OsString::from));
+    let environment = AS_ROOT.map(|name| (name, "1".to_owned())).to_vec();
+    Launch { program: mpirun.to_owned(), arguments, environment, without: &[], kill: Signal::SIGKILL }
 }
 
-/// Where the ranks will be.
-pub fn reach(cluster: &ClusterSection) -> Reach {
-    let is_named = !cluster.hosts.is_empty() || cluster.mpirun_args.iter().any(|a| NAME_HOSTS.contains(&a.as_str()));
-    // In a batch job, mpirun uses the job's nodes.
-    let has_nodes = Allocation::of_this_process().is_some_and(|job| job.nodes > 1);
-    if is_named || has_nodes { Reach::Network } else { Reach::ThisHost }
+/// Whether a recipe says itself on which hosts `mpirun` is to start ranks.
+pub(super) fn names_hosts(cluster: &ClusterSection) -> bool {
+    !cluster.hosts.is_empty() || cluster.mpirun_args.iter().any(|a| NAME_HOSTS.contains(&a.as_str()))
 }
 
 #[cfg(test)]
 mod tests {
-    use bam_cluster::plan::StageWork;
+    use bam_cluster::plan::{Stage, StageWork};
+    use bam_cluster::run_dir::RunDir;
 
     use super::*;
+    use crate::backend::Starter;
+
+    fn programs() -> Programs {
+        let starter = Starter::Mpirun("/usr/bin/mpirun".into());
+        Programs { starter, why: String::new(), worker: "/opt/bam-worker".into() }
+    }
 
     fn launch(cluster: &ClusterSection) -> Launch {
-        let programs = Programs { mpirun: "/usr/bin/mpirun".into(), worker: "/opt/bam-worker".into() };
         let stage = Stage { name: "logits".into(), work: StageWork::Prepare };
-        Launch::new(&programs, cluster, &RunDir::new("/runs/my run"), &stage, Path::new("/tmp/bam-1"))
+        let (run, scratch) = (RunDir::new("/runs/my run"), Path::new("/tmp/bam-1"));
+        Launch::new(&programs(), &Start { cluster, run: &run, stage: &stage, scratch, incarnation: 1 })
     }
 
     #[test]
@@ -145,8 +130,8 @@ mod tests {
         let line = launch(&cluster).command_line();
         assert!(line.contains(" --host n1,n2:4 --mca oob_tcp_keepalive_time 20 "), "{line}");
         assert!(!line.contains("OMPI_MCA_orte_tmpdir_base"), "{line}");
-        assert_eq!(reach(&cluster), Reach::Network);
-        assert_eq!(reach(&ClusterSection::default()), Reach::ThisHost);
+        assert_eq!(reach(&programs(), &cluster), Reach::Network);
+        assert_eq!(reach(&programs(), &ClusterSection::default()), Reach::ThisHost);
     }
 
     #[test]
@@ -154,5 +139,16 @@ mod tests {
         let mpirun_args = ["--mca", "orte_tmpdir_base", "/scratch"].map(str::to_owned).to_vec();
         let line = launch(&ClusterSection { mpirun_args, ..ClusterSection::default() }).command_line();
         assert!(!line.contains("OMPI_MCA_orte_tmpdir_base"), "{line}");
+    }
+
+    #[test]
+    fn a_trial_starts_one_process_on_each_node() {
+        let mpirun_args = ["--mca", "plm", "rsh"].map(str::to_owned).to_vec();
+        let cluster = ClusterSection { mpirun_args, ..ClusterSection::default() };
+        let line = trial(Path::new("/usr/bin/mpirun"), &cluster, 3).command_line();
+        assert!(
+            line.ends_with("/usr/bin/mpirun -n 3 --map-by ppr:1:node --oversubscribe --mca plm rsh uname -n"),
+            "{line}"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A running `mpirun`: started in a process group of its own, its lines read, its end awaited, killed as a group.
+//! A running `mpirun` or `srun`: started in a process group of its own, its lines read, its end awaited, killed as a group.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
@@ -16,6 +16,9 @@ use super::Launch;
 /// How long lines may still come after the process has ended: an orphan may hold its pipe open for ever.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
+/// How long a process that kills its ranks itself may take to do so.
+const KILLS_WITHIN: Duration = Duration::from_secs(2);
+
 /// What a process does.
 #[derive(Debug)]
 pub enum ProcessEvent {
@@ -29,6 +32,7 @@ pub enum ProcessEvent {
 #[derive(Debug)]
 pub struct Process {
     group: Pid,
+    kill: Signal,
     ended: Arc<AtomicBool>,
 }
 
@@ -38,7 +42,11 @@ impl Process {
     /// # Errors
     /// It cannot be started.
     pub fn spawn(launch: &Launch, tell: impl Fn(ProcessEvent) + Clone + Send + 'static) -> io::Result<Process> {
-        let mut child = Command::new(&launch.program)
+        let mut command = Command::new(&launch.program);
+        for name in launch.without {
+            command.env_remove(name);
+        }
+        let mut child = command
             .args(&launch.arguments)
             .envs(launch.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -60,22 +68,31 @@ impl Process {
                 tell(ProcessEvent::Ended(status));
             }
         });
-        Ok(Process { group, ended })
+        Ok(Process { group, kill: launch.kill, ended })
     }
 
-    /// Asks the group to end. `mpirun` passes this on to the ranks and kills those that do not obey.
+    /// Asks the group to end. `mpirun` passes this on to the ranks and kills those that do not obey, `srun` kills them.
     pub fn terminate(&self) {
         self.signal(Signal::SIGTERM);
     }
 
-    /// Ends the group without asking.
+    /// Ends the group, and its ranks, without asking.
     pub fn kill(&self) {
+        let since = Instant::now();
+        self.signal(self.kill);
+        while self.kill != Signal::SIGKILL && !self.has_ended() && since.elapsed() < KILLS_WITHIN {
+            thread::sleep(Duration::from_millis(10));
+        }
         self.signal(Signal::SIGKILL);
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
     }
 
     fn signal(&self, signal: Signal) {
         // A number that was given back to the system may be somebody else's by now.
-        if !self.ended.load(Ordering::SeqCst) {
+        if !self.has_ended() {
             let _ = killpg(self.group, signal);
         }
     }
@@ -114,9 +131,10 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    fn shell(script: &str) -> (Process, mpsc::Receiver<ProcessEvent>) {
+    fn shell(script: &str, kill: Signal) -> (Process, mpsc::Receiver<ProcessEvent>) {
         let arguments = vec!["-c".into(), script.into()];
-        let launch = Launch { program: "/bin/sh".into(), arguments, environment: vec![("GREETING", "hello".into())] };
+        let environment = vec![("GREETING", "hello".into())];
+        let launch = Launch { program: "/bin/sh".into(), arguments, environment, without: &["HOME"], kill };
         let (sender, receiver) = mpsc::channel();
         let process = Process::spawn(&launch, move |event| drop(sender.send(event))).unwrap();
         (process, receiver)
@@ -124,17 +142,28 @@ mod tests {
 
     #[test]
     fn lines_come_before_the_end() {
-        let (_process, events) = shell("echo $GREETING; exit 3");
+        let (_process, events) = shell("echo $GREETING$HOME; exit 3", Signal::SIGKILL);
         assert!(matches!(events.recv().unwrap(), ProcessEvent::Line(l) if l == "hello"));
         assert!(matches!(events.recv().unwrap(), ProcessEvent::Ended(s) if s.code() == Some(3)));
     }
 
     #[test]
     fn the_whole_group_is_killed() {
-        let (process, events) = shell("sleep 100 & echo started; wait");
+        let (process, events) = shell("sleep 100 & echo started; wait", Signal::SIGKILL);
         assert!(matches!(events.recv().unwrap(), ProcessEvent::Line(_)));
         process.kill();
         let end = events.recv_timeout(Duration::from_secs(5)).unwrap();
         assert!(matches!(end, ProcessEvent::Ended(s) if s.code().is_none()));
+    }
+
+    #[test]
+    fn one_that_kills_its_ranks_itself_is_given_the_time() {
+        let (process, events) =
+            shell("trap 'sleep 0.2; exit 7' TERM; echo started; while :; do sleep 0.01; done", Signal::SIGTERM);
+        assert!(matches!(events.recv().unwrap(), ProcessEvent::Line(_)));
+        process.kill();
+        // The shell may have words of its own on what the signal did.
+        let end = events.iter().find(|event| matches!(event, ProcessEvent::Ended(_))).unwrap();
+        assert!(matches!(end, ProcessEvent::Ended(s) if s.code() == Some(7)), "{end:?}");
     }
 }

@@ -31,7 +31,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     let listening = job.map(|_| listen()).transpose()?;
     // Everything up to the lock only looks, so that bad input changes nothing.
     let project = Project::load(&arguments.recipe)?;
-    let programs = Programs::find()?;
+    let programs = Programs::find(&project.recipe.cluster)?;
     let run = RunDir::new(super::directory_or_default(arguments.run_dir.as_deref(), &project.recipe.name)?);
     let share = Share::of(&arguments.stages, &project.plan)?;
     let lock = match &share.stages {

@@ -60,7 +60,7 @@ pub fn run(arguments: &SubmitArguments) -> anyhow::Result<u8> {
     }
     let sets_up_more = !(recipe.slurm.modules.is_empty() && recipe.slurm.prologue.is_empty());
     if !sets_up_more && recipe.slurm.container.is_empty() {
-        Programs::find()?;
+        Programs::look_for(&recipe.cluster)?;
     }
     check_nobody_works(&run)?;
     for warning in &project.warnings {

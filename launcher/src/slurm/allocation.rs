@@ -15,6 +15,8 @@ pub struct Allocation {
     pub tasks: Option<usize>,
     /// How many nodes it has.
     pub nodes: u32,
+    /// Whether this process is on one of them: `salloc` runs its command where it was called itself.
+    pub is_on_a_node: bool,
 }
 
 impl Allocation {
@@ -31,6 +33,11 @@ impl Allocation {
         }
     }
 
+    /// Whether all of the job is on this host.
+    pub fn is_this_host(&self) -> bool {
+        self.nodes == 1 && self.is_on_a_node
+    }
+
     fn of(variable: impl Fn(&str) -> Option<String>) -> Option<Allocation> {
         let number = |name: &str| variable(name)?.parse().ok();
         // An element has a number of its own besides, by which nobody knows it.
@@ -42,7 +49,8 @@ impl Allocation {
         let restart = variable("SLURM_RESTART_COUNT").and_then(|n| n.parse().ok()).unwrap_or_default();
         let tasks = variable("SLURM_NTASKS").and_then(|n| n.parse().ok()).filter(|n| *n > 0);
         let nodes = variable("SLURM_JOB_NUM_NODES").and_then(|n| n.parse().ok()).unwrap_or(1);
-        Some(Allocation { id, element, restart, tasks, nodes })
+        let is_on_a_node = variable("SLURMD_NODENAME").is_some();
+        Some(Allocation { id, element, restart, tasks, nodes, is_on_a_node })
     }
 }
 
@@ -58,13 +66,19 @@ mod tests {
     fn only_numbers_are_believed() {
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[("SLURM_JOB_ID", "x")]), None);
-        assert_eq!(
-            of(&[("SLURM_JOB_ID", "12")]),
-            Some(Allocation { id: 12, element: None, restart: 0, tasks: None, nodes: 1 })
-        );
-        let all =
-            [("SLURM_JOB_ID", "12"), ("SLURM_RESTART_COUNT", "3"), ("SLURM_NTASKS", "8"), ("SLURM_JOB_NUM_NODES", "2")];
-        assert_eq!(of(&all), Some(Allocation { id: 12, element: None, restart: 3, tasks: Some(8), nodes: 2 }));
+        let bare = Allocation { id: 12, element: None, restart: 0, tasks: None, nodes: 1, is_on_a_node: false };
+        assert_eq!(of(&[("SLURM_JOB_ID", "12")]), Some(bare));
+        let all = [
+            ("SLURM_JOB_ID", "12"),
+            ("SLURM_RESTART_COUNT", "3"),
+            ("SLURM_NTASKS", "8"),
+            ("SLURM_JOB_NUM_NODES", "2"),
+            ("SLURMD_NODENAME", "n1"),
+        ];
+        let full = Allocation { id: 12, element: None, restart: 3, tasks: Some(8), nodes: 2, is_on_a_node: true };
+        assert_eq!(of(&all), Some(full));
+        assert!(!full.is_this_host() && !bare.is_this_host());
+        assert!(Allocation { nodes: 1, ..full }.is_this_host());
         let element =
             of(&[("SLURM_JOB_ID", "14"), ("SLURM_ARRAY_JOB_ID", "12"), ("SLURM_ARRAY_TASK_ID", "0")]).unwrap();
         assert_eq!((element.name(), element.id), ("12_0".to_owned(), 12));

@@ -21,13 +21,14 @@ use super::figures::Figures;
 use super::grace::{self, Measured};
 use super::host;
 use super::interrupts::{Interrupts, Wish};
-use super::mpirun_output::{self, Words};
 use super::orders::{OrderBook, orders};
 use super::refusals::Refusals;
 use super::screen::Screen;
+use super::srun_output;
 use super::stage_log::StageLog;
+use super::starter_output::Words;
 use super::verdict::{Judgement, Verdict, judge};
-use crate::backend::{self, Launch, Process, ProcessEvent, Programs};
+use crate::backend::{self, Launch, Process, ProcessEvent, Programs, Start, Starter};
 
 /// How often time itself is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -35,7 +36,7 @@ const TICK: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A rank that was not heard of for so long has missed a heartbeat.
 const QUIET: Duration = Duration::from_secs(2);
-/// How long `mpirun` may take to end its ranks when asked to.
+/// How long the starter may take to end its ranks when asked to.
 const TERMINATE_WITHIN: Duration = Duration::from_secs(5);
 
 /// One stage to run.
@@ -85,28 +86,33 @@ pub fn supervise(
     failed: impl FnOnce(&Verdict),
 ) -> anyhow::Result<End> {
     let scratch = tempfile::Builder::new().prefix("bam-").tempdir().context("cannot make a temporary directory")?;
-    let launch = Launch::new(job.programs, &job.recipe.cluster, job.run, job.stage, scratch.path());
-    let log_path = job.run.log(&job.stage.name);
-    let log = StageLog::open(&log_path, job.incarnation, &launch.command_line())
-        .with_context(|| format!("cannot write {}", log_path.display()))?;
-    let (sender, inbox) = mpsc::channel();
-    let ranks = job.recipe.cluster.ranks(job.stage.tasks_learnt());
-    let control = job.run.control(&job.stage.name);
-    let reach = backend::reach(&job.recipe.cluster);
-    let server = ControlServer::open(control.clone(), job.incarnation, reach, ranks, sender.clone())
-        .with_context(|| format!("cannot open the control channel ({})", control.display()))?;
-    let process = Process::spawn(&launch, move |event| drop(sender.send(Event::Mpirun(event))))
-        .with_context(|| format!("cannot start {}", launch.program.display()))?;
     let cluster = &job.recipe.cluster;
+    let (run, stage, incarnation) = (job.run, job.stage, job.incarnation);
+    let start = Start { cluster, run, stage, scratch: scratch.path(), incarnation };
+    let launch = Launch::new(job.programs, &start);
+    let log_path = run.log(&stage.name);
+    let mut log = StageLog::open(&log_path, incarnation, &launch.command_line())
+        .with_context(|| format!("cannot write {}", log_path.display()))?;
+    let starter = &job.programs.starter;
+    log.launcher(&format!("{} starts the ranks: {}", starter.name(), job.programs.why));
+    let (sender, inbox) = mpsc::channel();
+    let ranks = start.ranks();
+    let control = run.control(&stage.name);
+    let reach = backend::reach(job.programs, cluster);
+    let server = ControlServer::open(control.clone(), incarnation, reach, ranks, sender.clone())
+        .with_context(|| format!("cannot open the control channel ({})", control.display()))?;
+    let process = Process::spawn(&launch, move |event| drop(sender.send(Event::Starter(event))))
+        .with_context(|| format!("cannot start {}", launch.program.display()))?;
     let mut dispatcher = Dispatcher {
         job,
         inbox,
         process,
         evidence: Evidence {
+            starter: starter.name(),
             checkpoint: job.checkpoint,
             ..Evidence::new(ranks, Duration::from_secs(cluster.deadline))
         },
-        words: Words::default(),
+        words: Words::of(starter),
         connections: HashMap::new(),
         refusals: Refusals::default(),
         order_book: None,
@@ -214,8 +220,8 @@ impl Dispatcher<'_> {
             Event::Refused { from, reason } => {
                 self.refused(format!("refused a connection from {from}: {reason}"));
             }
-            Event::Mpirun(ProcessEvent::Line(line)) => self.read(&line),
-            Event::Mpirun(ProcessEvent::Ended(status)) => self.evidence.exit = Some((status, self.clock)),
+            Event::Starter(ProcessEvent::Line(line)) => self.read(&line),
+            Event::Starter(ProcessEvent::Ended(status)) => self.evidence.exit = Some((status, self.clock)),
         }
     }
 
@@ -225,15 +231,24 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// A line on `mpirun`'s stdout or stderr.
+    /// A line on the starter's stdout or stderr.
     fn read(&mut self, line: &str) {
-        let line = mpirun_output::untagged(line);
+        let line = self.words.untagged(line);
         self.evidence.printed(line.rank, line.text);
         match line.rank {
-            Some(rank) => self.log.rank(rank, line.text),
+            Some(rank) => {
+                self.log.rank(rank, line.text);
+                if let Starter::Srun(srun) = &self.job.programs.starter
+                    && srun_output::is_lonely(line.text)
+                {
+                    // With PMIx, Slurm's side of it may have crashed: that does not last.
+                    self.evidence.lonely(rank, !srun.has_pmix(&self.job.recipe.cluster));
+                }
+            }
             None => {
-                self.log.mpirun(line.text);
-                self.evidence.rank_ends.extend(self.words.read(line.text));
+                self.log.starter(self.evidence.starter, line.text);
+                let ends = self.words.read(line.text);
+                self.evidence.ended(ends, self.clock);
             }
         }
     }
@@ -352,13 +367,13 @@ impl Dispatcher<'_> {
 
     fn send(&mut self, message: &ToRank) {
         let Some((_, sender)) = self.connections.values_mut().find(|(rank, _)| *rank == 0) else { return };
-        // If rank 0 is gone, its connection's end and mpirun say so, and better.
+        // If rank 0 is gone, its connection's end and its starter say so, and better.
         if let Err(e) = sender.send(message) {
             self.log.launcher(&format!("cannot reach rank 0: {e}"));
         }
     }
 
-    /// Ends whatever still runs: asks mpirun, which asks the ranks, and insists after a while.
+    /// Ends whatever still runs: asks the starter, which asks the ranks, and insists after a while.
     fn close(&mut self) {
         self.screen.end_stage(&self.job.stage.name);
         if self.evidence.exit.is_none() {
@@ -369,7 +384,7 @@ impl Dispatcher<'_> {
                 self.ends_within(TERMINATE_WITHIN);
             }
         }
-        // A rank that outlived mpirun sees its connection end, and ends.
+        // A rank that outlived its starter sees its connection end, and ends.
         for (_, sender) in self.connections.values() {
             sender.hang_up();
         }
@@ -378,13 +393,13 @@ impl Dispatcher<'_> {
         }
     }
 
-    /// Whether `mpirun` ends in time. What it still prints goes to the log.
+    /// Whether the starter ends in time. What it still prints goes to the log.
     fn ends_within(&mut self, limit: Duration) -> bool {
         let since = Instant::now();
         while self.evidence.exit.is_none() && since.elapsed() < limit {
             match self.inbox.recv_timeout(TICK) {
-                Ok(Event::Mpirun(ProcessEvent::Line(line))) => self.read(&line),
-                Ok(Event::Mpirun(ProcessEvent::Ended(status))) => self.evidence.exit = Some((status, self.clock)),
+                Ok(Event::Starter(ProcessEvent::Line(line))) => self.read(&line),
+                Ok(Event::Starter(ProcessEvent::Ended(status))) => self.evidence.exit = Some((status, self.clock)),
                 _ => {}
             }
         }

@@ -40,6 +40,6 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// `mpirun` printed a line or ended.
-    Mpirun(ProcessEvent),
+    /// What started the ranks printed a line or ended.
+    Starter(ProcessEvent),
 }

@@ -16,7 +16,9 @@ mod refusals;
 mod restart;
 mod screen;
 mod sentence;
+mod srun_output;
 mod stage_log;
+mod starter_output;
 mod verdict;
 
 pub use dispatcher::{End, StageJob, supervise};

@@ -1,13 +1,6 @@
 //! What `mpirun` prints: the ranks' lines, which it tags, and its own words on how a rank ended (Open MPI 4).
 
-/// One printed line.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Line<'a> {
-    /// Whose; none: `mpirun`'s own.
-    pub rank: Option<usize>,
-    /// Without the tag.
-    pub text: &'a str,
-}
+use super::starter_output::{Line, RankEnd};
 
 /// Takes the tag `[1,RANK]<stderr>:` off.
 pub fn untagged(line: &str) -> Line<'_> {
@@ -18,27 +11,6 @@ fn tagged(line: &str) -> Option<Line<'_>> {
     let (tag, text) = line.strip_prefix("[1,")?.split_once(">:")?;
     let (rank, _stream) = tag.split_once("]<std")?;
     Some(Line { rank: Some(rank.parse().ok()?), text })
-}
-
-/// How `mpirun` says that a rank ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RankEnd {
-    /// Killed by a signal, such as `9 (Killed)`.
-    Signal {
-        /// Which rank.
-        rank: usize,
-        /// On which host.
-        host: String,
-        /// Number and name.
-        signal: String,
-    },
-    /// It ended with this status other than 0.
-    Status {
-        /// Which rank.
-        rank: usize,
-        /// Its exit status.
-        status: i32,
-    },
 }
 
 /// Understands `mpirun`'s words, some of which take two lines.

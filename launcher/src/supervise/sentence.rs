@@ -3,8 +3,8 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use super::evidence::Evidence;
-use super::mpirun_output::RankEnd;
+use super::evidence::{Evidence, RankEvidence};
+use super::starter_output::RankEnd;
 use super::verdict::Finding;
 
 /// `rank 1 (n1, cpu, pid 4711)`.
@@ -38,7 +38,7 @@ pub(super) fn doing(evidence: &Evidence, rank: usize) -> String {
     format!("{step} in phase '{}'{}{time}", beat.phase, collective.unwrap_or_default())
 }
 
-/// A rank's end, as `mpirun` told it.
+/// A rank's end, as its starter told it.
 pub(super) fn rank_ended(evidence: &Evidence, end: &RankEnd) -> Finding {
     match end {
         RankEnd::Signal { rank, host, signal } => {
@@ -55,6 +55,14 @@ pub(super) fn rank_ended(evidence: &Evidence, end: &RankEnd) -> Finding {
             last_lines: last_lines(evidence, *rank),
             kind: ended_with(*status),
         },
+        RankEnd::Host { host } => {
+            let on =
+                |(i, r): (usize, &RankEvidence)| r.identity.as_ref().is_some_and(|who| who.host == *host).then_some(i);
+            let lost: Vec<usize> = evidence.ranks.iter().enumerate().filter_map(on).collect();
+            let last = lost.first().map(|rank| format!("; {} last heard of{}", ranks(&lost), doing(evidence, *rank)));
+            let what = format!("host {host} failed, as {} says{}", evidence.starter, last.unwrap_or_default());
+            Finding { what, last_lines: String::new(), kind: format!("host {host} is lost") }
+        }
     }
 }
 
@@ -76,30 +84,30 @@ fn short_of_memory(evidence: &Evidence, rank: usize) -> String {
     )
 }
 
-/// `mpirun` ended and did not say why.
+/// `mpirun` or `srun` ended and did not say why.
 pub(super) fn ended_unexplained(evidence: &Evidence, status: ExitStatus) -> Finding {
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with status {code}"),
         (None, Some(signal)) => format!("was killed by signal {signal}"),
         (None, None) => "ended".to_owned(),
     };
-    let size = evidence.ranks.len();
+    let (starter, size) = (evidence.starter, evidence.ranks.len());
     let connected = evidence.ranks.iter().filter(|r| r.identity.is_some()).count();
     let first = evidence.ranks.iter().enumerate().filter_map(|(i, r)| r.left.map(|at| (at, i))).min();
     let what = match first {
         _ if connected < size => {
-            format!("mpirun {how} before all ranks had started ({connected} of {size} connected)")
+            format!("{starter} {how} before all ranks had started ({connected} of {size} connected)")
         }
         Some((_, rank)) if !status.success() => {
-            format!("mpirun {how}; the first rank to leave was {}{}", name(evidence, rank), doing(evidence, rank))
+            format!("{starter} {how}; the first rank to leave was {}{}", name(evidence, rank), doing(evidence, rank))
         }
-        _ => format!("mpirun {how}, but no rank said that the stage is complete"),
+        _ => format!("{starter} {how}, but no rank said that the stage is complete"),
     };
-    let last_lines = tails(evidence) + &evidence.mpirun_tail.quoted();
+    let last_lines = tails(evidence) + &evidence.starter_tail.quoted();
     Finding { what, last_lines, kind: status.code().map_or(how, ended_with) }
 }
 
-/// Whether `mpirun` finds the time to say which rank it was is chance: the kind of failure is the same.
+/// Whether the starter finds the time to say which rank it was is chance: the kind of failure is the same.
 fn ended_with(status: i32) -> String {
     format!("status {status}")
 }

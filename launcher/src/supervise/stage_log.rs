@@ -1,4 +1,4 @@
-//! The merged log of one stage: every line of every rank, of `mpirun` and of the launcher, over all starts.
+//! The merged log of one stage: every line of every rank, of what started them and of the launcher, over all starts.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -31,9 +31,9 @@ impl StageLog {
         self.line(&format!("rank {rank}"), text);
     }
 
-    /// A line of `mpirun`'s own.
-    pub fn mpirun(&mut self, text: &str) {
-        self.line("mpirun", text);
+    /// A line of `mpirun`'s or `srun`'s own.
+    pub fn starter(&mut self, name: &str, text: &str) {
+        self.line(name, text);
     }
 
     /// A line of this program.

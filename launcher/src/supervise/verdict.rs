@@ -9,8 +9,8 @@ use bam_cluster::stage_record::Sums;
 
 use super::evidence::{Evidence, RankEvidence};
 use super::host::ProcessState;
-use super::mpirun_output::RankEnd;
 use super::sentence::{doing, ended_unexplained, name, rank_ended, ranks};
+use super::starter_output::RankEnd;
 
 /// A rank beats every second; one that is silent for this long (or for the deadline, if that is shorter) is stopped, cut
 /// off or dead.
@@ -21,15 +21,15 @@ const MISSED_BEATS: Duration = Duration::from_secs(5);
 const TOGETHER: Duration = Duration::from_secs(3);
 /// How much later than for a collective the deadline of a rank by itself is.
 const OTHERS_FIRST: Duration = Duration::from_secs(1);
-/// How long after a rank's connection has ended `mpirun` may still say why.
+/// How long after a rank's connection has ended its starter may still say why.
 const LEAVING_SETTLES: Duration = Duration::from_secs(2);
 /// Loading MPI and libtorch from a slow file system takes its time, but not this long.
 const CONNECT_WITHIN: Duration = Duration::from_secs(120);
 /// How long ranks may take to end after rank 0's last word.
 const END_WITHIN: Duration = Duration::from_secs(30);
-/// Ranks fail one after another, and `mpirun` tells a second or two later who was first.
+/// Ranks fail one after another, and their starter tells a second or two later who was first.
 const FAILURES_SETTLE: Duration = Duration::from_secs(2);
-/// What is still on its way when `mpirun` has ended.
+/// What is still on its way when the starter has ended.
 const EXIT_SETTLES: Duration = Duration::from_millis(500);
 
 /// The end of a stage.
@@ -86,15 +86,15 @@ impl Finding {
 /// Judges the evidence at time `now`; none: the stage goes on.
 pub fn judge(evidence: &Evidence, now: Duration) -> Option<Judgement> {
     if let Some(misfit) = &evidence.misfit {
-        let verdict = verdict(evidence, Finding::new("misfit", misfit.clone()));
-        return Some(Judgement::Failed(Verdict { is_lasting: true, ..verdict }));
+        let verdict = verdict(evidence, Finding::new("misfit", misfit.problem.clone()));
+        return Some(Judgement::Failed(Verdict { is_lasting: misfit.is_lasting, ..verdict }));
     }
     if let Some((status, at)) = &evidence.exit {
         return after_exit(evidence, *status, now, now.saturating_sub(*at) >= EXIT_SETTLES);
     }
-    if let Some(first) = first_failure(evidence) {
+    if let Some(first) = first_sign(evidence) {
         let all = evidence.ranks.iter().all(|r| r.failure.is_some());
-        return (all || now.saturating_sub(first) >= FAILURES_SETTLE).then(|| failures(evidence));
+        return (all || now.saturating_sub(first) >= FAILURES_SETTLE).then(|| rank_failed(evidence)).flatten();
     }
     if let Some((outcome, at)) = &evidence.done {
         // All ranks have met after their last work, and all of it is on disk: they are ended if they do not end.
@@ -125,7 +125,7 @@ fn failed(evidence: &Evidence, finding: Finding) -> Judgement {
     Judgement::Failed(verdict(evidence, finding))
 }
 
-/// `mpirun` has ended. `settled`: nothing more is to be expected.
+/// The starter has ended. `settled`: nothing more is to be expected.
 fn after_exit(evidence: &Evidence, status: ExitStatus, now: Duration, settled: bool) -> Option<Judgement> {
     match &evidence.done {
         Some((Outcome::Finished { outputs }, _)) if status.success() => {
@@ -140,23 +140,30 @@ fn after_exit(evidence: &Evidence, status: ExitStatus, now: Duration, settled: b
         _ if !settled => return None,
         _ => {}
     }
-    // A rank that was killed takes the others down, and they may say that they failed.
-    let killed = evidence.rank_ends.iter().find(|end| {
-        matches!(end, RankEnd::Signal { rank, .. } if evidence.ranks.get(*rank).is_none_or(|r| r.failure.is_none()))
+    rank_failed(evidence).or_else(|| {
+        let finding = starter_lost_a_host(evidence, now).unwrap_or_else(|| ended_unexplained(evidence, status));
+        Some(failed(evidence, finding))
+    })
+}
+
+/// A rank that failed, by its own words or by its starter's.
+fn rank_failed(evidence: &Evidence) -> Option<Judgement> {
+    // A rank that was killed takes the others down, and they may say that they failed; so does a host that is lost.
+    let killed = evidence.rank_ends.iter().find(|end| match end {
+        RankEnd::Signal { rank, .. } => evidence.ranks.get(*rank).is_none_or(|r| r.failure.is_none()),
+        RankEnd::Host { .. } => true,
+        RankEnd::Status { .. } => false,
     });
     if killed.is_none() && first_failure(evidence).is_some() {
         return Some(failures(evidence));
     }
-    let finding = match killed.or(evidence.rank_ends.first()) {
-        Some(end) => rank_ended(evidence, end),
-        None => mpirun_lost_a_host(evidence, now).unwrap_or_else(|| ended_unexplained(evidence, status)),
-    };
-    Some(failed(evidence, finding))
+    let end = killed.or(evidence.rank_ends.first())?;
+    Some(failed(evidence, rank_ended(evidence, end)))
 }
 
-/// A host of which nothing was heard for a while when `mpirun` gave up: its own words do not say which.
-fn mpirun_lost_a_host(evidence: &Evidence, now: Duration) -> Option<Finding> {
-    // Ranks of other hosts left in good order when mpirun ended them.
+/// A host of which nothing was heard for a while when the starter gave up: its own words do not say which.
+fn starter_lost_a_host(evidence: &Evidence, now: Duration) -> Option<Finding> {
+    // Ranks of other hosts left in good order when they were ended.
     let heard: Vec<Duration> = evidence.ranks.iter().map(|r| r.last_heard).collect();
     let newest = heard.iter().max()?;
     let (rank, _) = most_silent(evidence, now)?;
@@ -165,12 +172,20 @@ fn mpirun_lost_a_host(evidence: &Evidence, now: Duration) -> Option<Finding> {
     }
     let host = evidence.ranks[rank].identity.as_ref().map(|i| i.host.clone())?;
     let what = format!(
-        "mpirun gave up when host {host} had not been heard of for {} s (rank {rank} was last heard of{}): it is down, or \
+        "{} gave up when host {host} had not been heard of for {} s (rank {rank} was last heard of{}): it is down, or \
          the network to it is cut",
+        evidence.starter,
         newest.saturating_sub(heard[rank]).as_secs(),
         doing(evidence, rank)
     );
     Some(Finding::new(&format!("host {host} is lost"), what))
+}
+
+/// When a rank first said that it failed, or its starter that it ended: `srun` may take half a minute more to end the others,
+/// and to end itself. After rank 0's last word, ranks are expected to end.
+fn first_sign(evidence: &Evidence) -> Option<Duration> {
+    let end = evidence.rank_end_at.filter(|_| evidence.done.is_none());
+    first_failure(evidence).into_iter().chain(end).min()
 }
 
 fn first_failure(evidence: &Evidence) -> Option<Duration> {
@@ -426,6 +441,57 @@ mod tests {
         );
         assert_eq!(verdict.finding.kind, "rank 1: signal 9 (Killed)");
         assert_eq!((verdict.is_lasting, verdict.checkpoint), (false, Some(10)));
+    }
+
+    #[test]
+    fn a_killed_rank_is_named_before_srun_has_ended_the_others() {
+        let mut e = Evidence { starter: "srun", ..evidence() };
+        e.ended(vec![RankEnd::Signal { rank: 1, host: "n1".into(), signal: "9 (Killed)".into() }], 9 * SECOND);
+        assert_eq!(judge(&e, 10 * SECOND), None, "more may be on its way");
+        assert!(
+            sentence(&e, 11 * SECOND).starts_with("rank 1 (n1, cpu, pid 41) was killed by signal 9 (Killed) at step")
+        );
+    }
+
+    #[test]
+    fn a_host_that_slurm_gives_up_is_named_with_its_ranks() {
+        let mut e = Evidence { starter: "srun", ..on_hosts(&["n1", "n2", "n2"]) };
+        e.ended(vec![RankEnd::Host { host: "n2".into() }], 9 * SECOND);
+        e.ended(vec![RankEnd::Status { rank: 0, status: 1 }], 9 * SECOND);
+        fail(&mut e, 0, "the connection to another rank broke", 9 * SECOND);
+        let verdict = verdict(&e, 11 * SECOND);
+        let expected = "host n2 failed, as srun says; ranks 1, 2 last heard of at step 17, in phase 'backward'";
+        assert!(verdict.finding.what.starts_with(expected), "{verdict:?}");
+        assert!(!verdict.is_lasting && verdict.finding.kind == "host n2 is lost");
+    }
+
+    #[test]
+    fn a_crash_before_any_rank_has_connected_is_tried_again() {
+        let mut e = Evidence { starter: "srun", ..Evidence::new(2, SECOND) };
+        let crash = RankEnd::Signal { rank: 1, host: "n2".into(), signal: "11 (Segmentation fault)".into() };
+        e.ended(vec![crash], SECOND);
+        let crash = verdict(&e, 3 * SECOND);
+        assert_eq!(crash.finding.what, "rank 1 (n2) was killed by signal 11 (Segmentation fault)");
+        assert!(!crash.is_lasting);
+        let mut e = Evidence { starter: "srun", ..Evidence::new(2, SECOND) };
+        exit(&mut e, 1);
+        let ended = verdict(&e, 11 * SECOND);
+        assert_eq!(ended.finding.what, "srun ended with status 1 before all ranks had started (0 of 2 connected)");
+        assert!(!ended.is_lasting);
+    }
+
+    #[test]
+    fn ranks_that_are_alone_are_refused_with_the_remedy() {
+        let mut e = Evidence { starter: "srun", ..Evidence::new(2, SECOND) };
+        e.join(&hello(0, 1, "n2"), SECOND).unwrap_err();
+        let misfit = verdict(&e, SECOND);
+        assert!(misfit.finding.what.contains("rank 0 of 1, but 2 ranks were started; srun's --mpi does not fit"));
+        assert!(misfit.is_lasting && misfit.finding.what.contains("cluster.launcher: mpirun"));
+        // Slurm's side of PMIx may have crashed.
+        let mut e = Evidence { starter: "srun", ..Evidence::new(2, SECOND) };
+        e.lonely(1, false);
+        let lonely = verdict(&e, SECOND);
+        assert!(!lonely.is_lasting && lonely.finding.what.starts_with("rank 1 cannot find the other ranks; srun's"));
     }
 
     #[test]

@@ -60,6 +60,9 @@ fn missing_programs_are_named_before_anything_is_written() {
     assert!(output.stderr.contains("BAM_MPIRUN"), "{}", output.stderr);
     let output = sandbox.bam_with(&[("BAM_WORKER", "/nowhere/bam-worker")], &["run", "recipe.yaml"]);
     assert!(output.stderr.contains("BAM_WORKER"), "{}", output.stderr);
+    let output = sandbox.bam(&["run", "recipe.yaml", "-o", "cluster.launcher=srun"]);
+    assert_eq!(output.code, 1);
+    assert!(output.stderr.contains("does not run in a job of Slurm"), "{}", output.stderr);
     assert!(!sandbox.path("runs").exists());
 }
 
