@@ -55,6 +55,11 @@ pub(super) fn rank_ended(evidence: &Evidence, end: &RankEnd) -> Finding {
             last_lines: last_lines(evidence, *rank),
             kind: ended_with(*status),
         },
+        RankEnd::NotStarted { rank, why } => Finding {
+            what: format!("rank {rank} could not be started ({why})"),
+            last_lines: String::new(),
+            kind: "a rank could not be started".to_owned(),
+        },
         RankEnd::Host { host } => {
             let on =
                 |(i, r): (usize, &RankEvidence)| r.identity.as_ref().is_some_and(|who| who.host == *host).then_some(i);

@@ -70,7 +70,7 @@ impl Words {
             self.ending = true;
             return vec![];
         }
-        self.task_ends(line).unwrap_or_default()
+        not_started(line).or_else(|| self.task_ends(line)).unwrap_or_default()
     }
 
     /// `srun: error: n2: tasks 6-7,10: Exited with exit code 3`, or `Killed`, or `Segmentation fault (core dumped)`.
@@ -100,6 +100,12 @@ impl Words {
     }
 }
 
+/// `srun: error: task 0 launch failed: Unspecified error`. The other ranks wait for this one for ever.
+fn not_started(line: &str) -> Option<Vec<RankEnd>> {
+    let (rank, why) = line.strip_prefix("srun: error: task ")?.split_once(" launch failed: ")?;
+    Some(vec![RankEnd::NotStarted { rank: rank.parse().ok()?, why: why.trim().to_owned() }])
+}
+
 /// `3`, or `6-7`.
 fn range(text: &str) -> Option<RangeInclusive<usize>> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
@@ -120,6 +126,14 @@ mod tests {
         let mut words = Words::default();
         let lines = printed.lines().map(untagged).filter(|line| line.rank.is_none());
         lines.flat_map(|line| words.read(line.text)).collect()
+    }
+
+    #[test]
+    fn a_rank_that_was_never_started_is_told() {
+        let why = "Unspecified error".to_owned();
+        let line = "srun: error: task 0 launch failed: Unspecified error";
+        assert_eq!(ends(line), [RankEnd::NotStarted { rank: 0, why }]);
+        assert!(ends("srun: error: task x launch failed: y").is_empty());
     }
 
     fn signal(rank: usize, host: &str, signal: &str) -> RankEnd {

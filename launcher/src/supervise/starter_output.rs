@@ -31,6 +31,13 @@ pub enum RankEnd {
         /// Its exit status.
         status: i32,
     },
+    /// It could not be started.
+    NotStarted {
+        /// Which rank.
+        rank: usize,
+        /// Why, in the starter's words.
+        why: String,
+    },
     /// Its host failed, and all ranks there with it.
     Host {
         /// Which host.

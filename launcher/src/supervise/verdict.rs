@@ -151,7 +151,7 @@ fn rank_failed(evidence: &Evidence) -> Option<Judgement> {
     // A rank that was killed takes the others down, and they may say that they failed; so does a host that is lost.
     let killed = evidence.rank_ends.iter().find(|end| match end {
         RankEnd::Signal { rank, .. } => evidence.ranks.get(*rank).is_none_or(|r| r.failure.is_none()),
-        RankEnd::Host { .. } => true,
+        RankEnd::NotStarted { .. } | RankEnd::Host { .. } => true,
         RankEnd::Status { .. } => false,
     });
     if killed.is_none() && first_failure(evidence).is_some() {
