@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::launch::{Launch, Start};
 use super::{Programs, reach};
+use crate::slurm::Allocation;
 
 /// More ranks than cores must not spin (an all-reduce then takes 20 ms instead of half a one), and a rank must not be
 /// bound to one core when it has several threads.
@@ -43,6 +44,10 @@ const SESSION_BASE: &str = "tmpdir_base";
 /// Containers are often root's, and Open MPI wants to be told that this is meant.
 const AS_ROOT: [&str; 2] = ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"];
 
+/// Open MPI starts its daemons on a job's nodes by a step of `srun`. Without this, a step has its processors for itself, so
+/// that the second of two stages that run side by side waits, silently, for the first one's end.
+const SHARE_STEPS: (&str, &str) = ("SLURM_OVERLAP", "1");
+
 /// The ranks of a stage under `mpirun`.
 pub(super) fn launch(mpirun: &Path, programs: &Programs, start: &Start) -> Launch {
     let cluster = start.cluster;
@@ -50,6 +55,9 @@ pub(super) fn launch(mpirun: &Path, programs: &Programs, start: &Start) -> Launc
     // Ranks on other hosts get only what is named here.
     let exported: Vec<OsString> = environment.iter().flat_map(|(name, _)| ["-x".into(), name.into()]).collect();
     environment.extend(AS_ROOT.map(|name| (name, "1".to_owned())));
+    if Allocation::of_this_process().is_some() {
+        environment.push((SHARE_STEPS.0, SHARE_STEPS.1.to_owned()));
+    }
     // Open MPI 4 keeps the sessions of all of a user's starts in one directory, which the one that ends first may
     // remove from under another that is just starting. Whoever says where sessions belong is obeyed.
     let said = env::vars_os().any(|(name, _)| name.to_string_lossy().ends_with(SESSION_BASE));
