@@ -319,8 +319,8 @@ mod tests {
             |id, element, restart| Some(Allocation { id, element, restart, tasks: None, nodes: 2, is_on_a_node: true });
         let whole = |run: &RunDir, job| RunLock::acquire_in(job, run);
         let stages = |run: &RunDir, job| RunLock::acquire_stages_in(job, run, ["a", "b"]);
-        let both: [&dyn Fn(&RunDir, Option<Allocation>) -> Result<RunLock, LockError>; 2] = [&whole, &stages];
-        for acquire in both {
+        type Acquire<'a> = &'a dyn Fn(&RunDir, Option<Allocation>) -> Result<RunLock, LockError>;
+        for acquire in [&whole as Acquire, &stages] {
             let dir = tempfile::tempdir().unwrap();
             let run = RunDir::new(dir.path());
             let mut first = acquire(&run, start(12, Some(1), 0)).unwrap();

@@ -1,6 +1,7 @@
 //! A directory of one test's own, with an encoder, tasks and recipes in it, where `bam` is run.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -8,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::bam::Bam;
 use crate::encoder::write_encoder;
+use crate::programs::program;
 use crate::recipe::Recipe;
 use crate::tasks::write_tasks;
 
@@ -83,6 +85,22 @@ impl Workplace {
         let path = self.at(name);
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, change(text)).unwrap();
+    }
+
+    /// A program to be run as `BAM_WORKER` that first does `script`, and then what the worker does.
+    pub fn worker_with(&self, name: &str, script: &str) -> PathBuf {
+        let worker = program("bam-worker");
+        let path = self.write(name, &format!("#!/bin/bash\n{script}\nexec '{}' \"$@\"\n", worker.display()));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    /// Batch jobs' `slurm.prologue` for a worker that fails in one stage for as long as the file `spoilt` is there, which
+    /// is made.
+    pub fn spoil(&self, stage: &str) -> String {
+        let spoilt = self.write("spoilt", "");
+        let script = format!("[[ \"$* \" != *'--stage {stage} '* || ! -e '{}' ]] || exit 9", spoilt.display());
+        format!("prologue: ['export BAM_WORKER={}']", self.worker_with("failing-worker", &script).display())
     }
 
     /// `bam` with these arguments, to be run in the directory. What a killed MPI leaves behind is left in there, too.

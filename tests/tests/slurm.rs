@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -62,20 +62,6 @@ impl Cluster {
 
     fn output_of(&self, job: &str) -> String {
         fs::read_to_string(self.run().at(format!("logs/slurm-{job}.out"))).unwrap_or_default()
-    }
-
-    /// A worker that fails in one stage for as long as the file `spoilt` is there, as `slurm.prologue`.
-    fn spoil(&self, stage: &str) -> String {
-        let (worker, spoilt) = (self.place.at("worker"), self.place.at("spoilt"));
-        let text = format!(
-            "#!/bin/sh\ncase \"$* \" in *'--stage {stage} '*) [ ! -e '{}' ] || exit 9 ;; esac\nexec '{}' \"$@\"\n",
-            spoilt.display(),
-            program("bam-worker").display()
-        );
-        fs::write(&spoilt, "").unwrap();
-        fs::write(&worker, text).unwrap();
-        fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
-        format!("prologue: ['export BAM_WORKER={}']", worker.display())
     }
 
     fn run(&self) -> Run {
@@ -207,7 +193,7 @@ fn a_chain_of_jobs_ends_with_the_weights_of_one_run() {
 fn a_teacher_that_fails_leaves_no_job_waiting_and_what_is_missing_is_submitted_again() {
     let mut recipe = distillation();
     let cluster = Cluster::new(&recipe);
-    recipe.slurm = cluster.spoil("teacher-warmth");
+    recipe.slurm = cluster.place.spoil("teacher-warmth");
     cluster.place.recipe("recipe.yaml", &recipe);
     cluster.submit_chain().expect(0);
     let states = cluster.wait_for_ends(["1", "2_0", "2_1", "3", "4", "5"]);
@@ -242,7 +228,7 @@ fn a_trial_that_fails_keeps_no_other_waiting() {
     recipe.trials = 3;
     recipe.cluster = "processes: 1, deadline: 60, max_restarts: 0".into();
     let cluster = Cluster::new(&recipe);
-    recipe.slurm = cluster.spoil("multi@2") + ", at_once: 1";
+    recipe.slurm = cluster.place.spoil("multi@2") + ", at_once: 1";
     cluster.place.recipe("recipe.yaml", &recipe);
     cluster.submit_chain().expect(0);
     let states = cluster.wait_for_ends(["1", "2_0", "2_1", "2_2", "3"]);

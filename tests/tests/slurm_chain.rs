@@ -4,11 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bam_tests::{Bam, Lab, Recipe, Run, Workplace, program};
+use bam_tests::{Bam, Lab, Recipe, Run, Workplace};
 
 /// Long enough for a machine that does much else.
 const DEADLINE: Duration = Duration::from_secs(180);
@@ -55,22 +54,6 @@ impl Cluster {
     fn output(&self, run: &Run, job: &str) -> String {
         fs::read_to_string(run.at(format!("logs/slurm-{job}.out"))).unwrap_or_default()
     }
-
-    /// A worker that fails in these stages for as long as the file `spoilt` is there, as a line for `slurm`.
-    fn spoil(&self, stages: &[&str]) -> String {
-        let (worker, spoilt) = (self.place.at("worker"), self.place.at("spoilt"));
-        let patterns: Vec<String> = stages.iter().map(|stage| format!("*'--stage {stage} '*")).collect();
-        let text = format!(
-            "#!/bin/sh\ncase \"$* \" in {}) [ ! -e '{}' ] || exit 9 ;; esac\nexec '{}' \"$@\"\n",
-            patterns.join(" | "),
-            spoilt.display(),
-            program("bam-worker").display()
-        );
-        fs::write(&spoilt, "").unwrap();
-        fs::write(&worker, text).unwrap();
-        fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
-        format!("prologue: ['export BAM_WORKER={}']", worker.display())
-    }
 }
 
 fn wait(what: &str, mut happened: impl FnMut() -> bool) {
@@ -100,7 +83,7 @@ fn a_chain_of_jobs_does_what_one_run_does() {
 
 fn a_teacher_fails_and_another_makes_room(cluster: &Cluster) {
     let mut recipe = recipe();
-    recipe.slurm = format!("nodes: 2, time: 10, {}", cluster.spoil(&["teacher-warmth"]));
+    recipe.slurm = format!("nodes: 2, time: 10, {}", cluster.place.spoil("teacher-warmth"));
     cluster.place.recipe("recipe.yaml", &recipe);
     let (run, whole) = (Run::new(cluster.place.at("runs/tiny")), Run::new(cluster.place.at("runs/whole")));
     let since = Instant::now();
@@ -149,7 +132,7 @@ fn a_trial_fails(cluster: &Cluster) {
     recipe.trials = 3;
     recipe.multi = "epochs: 120, batch_size: 16, learning_rate: 0.002".into();
     recipe.cluster = "processes: 1, deadline: 60, max_restarts: 0".into();
-    recipe.slurm = format!("time: 10, at_once: 2, {}", cluster.spoil(&["multi@2"]));
+    recipe.slurm = format!("time: 10, at_once: 2, {}", cluster.place.spoil("multi@2"));
     cluster.place.recipe("trials.yaml", &recipe);
     let run = Run::new(cluster.place.at("runs/trials"));
     cluster.bam(&["submit", "trials.yaml"]).expect(0);

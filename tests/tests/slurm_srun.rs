@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::Duration;
 
@@ -106,10 +105,8 @@ fn ranks_that_do_not_find_one_another_are_refused(lab: &Lab, place: &Workplace) 
     let none = job(lab, place, &words("runs/none")).arg("-o").arg("cluster.srun_args=[--mpi=none]").finish();
     none.expect_error(1, &["cannot find the other ranks", "cluster.launcher: mpirun", "srun --mpi=list"]);
     // Others do not.
-    let script = "#!/bin/bash\nunset ${!SLURM_*} ${!PMIX_*} ${!PMI_*} ${!OMPI_*}\nexport OMPI_ALLOW_RUN_AS_ROOT=1\n\
-                  exec BAM_WORKER \"$@\"\n";
-    let worker = place.write("worker", &script.replace("BAM_WORKER", program("bam-worker").to_str().unwrap()));
-    fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = "unset ${!SLURM_*} ${!PMIX_*} ${!PMI_*} ${!OMPI_*}\nexport OMPI_ALLOW_RUN_AS_ROOT=1";
+    let worker = place.worker_with("lonely-worker", script);
     let alone = job(lab, place, &words("runs/alone")).env("BAM_WORKER", &worker).finish();
     alone.expect_error(1, &["rank 0 of 1, but 2 ranks were started", "cluster.launcher: mpirun", "srun --mpi=list"]);
 }

@@ -4,8 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -62,16 +60,6 @@ impl Undisturbed {
         assert_eq!(run.weights_sha256("multi"), self.run.weights_sha256("multi"));
         assert_eq!(run.receipt("multi"), self.run.receipt("multi"));
         assert_eq!(run.steps("multi"), self.run.steps("multi"));
-    }
-
-    /// A program that does `script` as one rank, and else what the worker does.
-    fn worker_with(&self, name: &str, script: &str) -> PathBuf {
-        let path = self.place.at(name);
-        let worker = program("bam-worker");
-        let text = format!("#!/bin/sh\n{script}\nexec {} \"$@\"\n", worker.display());
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        path
     }
 }
 
@@ -158,7 +146,7 @@ fn an_mpirun_that_is_killed_takes_nothing_with_it() {
 fn a_failure_that_comes_again_is_not_tried_for_ever() {
     let reference = undisturbed();
     let run = reference.before_training("deterministic");
-    let worker = reference.worker_with(
+    let worker = reference.place.worker_with(
         "failing-worker",
         "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && { echo 'this rank has had enough' >&2; exit 7; }",
     );
@@ -172,7 +160,7 @@ fn a_rank_without_memory_says_so() {
     let run = reference.before_training("no-memory");
     // Enough to start, and not for a batch.
     let limit = "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && ulimit -d 40000";
-    let worker = reference.worker_with("short-worker", limit);
+    let worker = reference.place.worker_with("short-worker", limit);
     let started = command(&reference.place, &run).env("BAM_WORKER", worker);
     let finished = started.arg("-o").arg("cluster.max_restarts=0").finish();
     let said = finished.stderr.to_lowercase();

@@ -37,8 +37,8 @@ const DIE_TOGETHER: [&str; 2] = ["--kill-on-bad-exit=1", "--label"];
 const SHARE_THE_NODES: [&str; 4] = ["--overlap", "--overcommit", "--cpu-bind=none", "--mem=0"];
 
 /// The job's own wishes, which `srun` would take for the step's: a step has another number of ranks than the job has tasks,
-/// and they contradict what is said above. Without them, a step has all GPUs of its nodes that the job has. `SLURM_EXPORT_ENV=NONE` (from `sbatch --export=NONE`) would leave ranks without
-/// `LD_LIBRARY_PATH`.
+/// and they contradict what is said above. Without them, a step has all GPUs of its nodes that the job has.
+/// `SLURM_EXPORT_ENV=NONE` (from `sbatch --export=NONE`) would leave ranks without `LD_LIBRARY_PATH`.
 const NOT_OF_THE_STEP: &[&str] = &[
     "SLURM_NTASKS",
     "SLURM_NPROCS",
