@@ -48,6 +48,8 @@ fn srun_and_mpirun_leave_the_same_weights(lab: &Lab, place: &Workplace) -> Run {
     let by_mpirun = Run::new(place.at("runs/mpirun"));
     let chosen = by_mpirun.log("student");
     assert!(chosen.contains("bam | mpirun starts the ranks: it reaches the job's nodes (2)"), "{chosen}");
+    let place_of = |stage: &str| by_mpirun.log(stage).contains(" --host +n1 ");
+    assert_ne!(place_of("teacher-cola"), place_of("teacher-warmth"));
     for stage in STAGES {
         assert_eq!(by_srun.weights_sha256(stage), by_mpirun.weights_sha256(stage), "{stage}");
     }

@@ -8,7 +8,7 @@ use bam_cluster::config::ClusterSection;
 use bam_cluster::protocol::Reach;
 use nix::sys::signal::Signal;
 
-use super::launch::{Launch, Start};
+use super::launch::{Launch, Span, Start};
 use super::{Programs, reach};
 use crate::slurm::Allocation;
 
@@ -55,7 +55,8 @@ pub(super) fn launch(mpirun: &Path, programs: &Programs, start: &Start) -> Launc
     // Ranks on other hosts get only what is named here.
     let exported: Vec<OsString> = environment.iter().flat_map(|(name, _)| ["-x".into(), name.into()]).collect();
     environment.extend(AS_ROOT.map(|name| (name, "1".to_owned())));
-    if Allocation::of_this_process().is_some() {
+    let job = Allocation::of_this_process();
+    if job.is_some() {
         environment.push((SHARE_STEPS.0, SHARE_STEPS.1.to_owned()));
     }
     // Open MPI 4 keeps the sessions of all of a user's starts in one directory, which the one that ends first may
@@ -72,6 +73,10 @@ pub(super) fn launch(mpirun: &Path, programs: &Programs, start: &Start) -> Launc
     if !cluster.hosts.is_empty() {
         arguments.extend(["--host".into(), cluster.hosts.join(",").into()]);
     }
+    if let Some(job) = job.filter(|_| !names_hosts(cluster)) {
+        let hosts = hosts_of(start.span(job.nodes.max(1) as usize));
+        arguments.extend(hosts.into_iter().flat_map(|hosts| ["--host".into(), hosts.into()]));
+    }
     if reach == Reach::Network {
         arguments.extend(PROBE_HOSTS.map(OsString::from));
     }
@@ -79,6 +84,12 @@ pub(super) fn launch(mpirun: &Path, programs: &Programs, start: &Start) -> Launc
     arguments.extend(cluster.mpirun_args.iter().map(OsString::from));
     arguments.extend(start.worker(programs));
     Launch { program: mpirun.to_owned(), arguments, environment, without: &[], kill: Signal::SIGKILL }
+}
+
+/// The nodes of a job by their places in it, as Open MPI takes them; none for all of them.
+fn hosts_of(span: Span) -> Option<String> {
+    let first = span.first?;
+    Some((first..first + span.nodes).map(|node| format!("+n{node}")).collect::<Vec<_>>().join(","))
 }
 
 /// A command that prints the name of each of a job's nodes, if `mpirun` can start something there.
@@ -122,6 +133,12 @@ mod tests {
         assert!(line.contains(" OMPI_MCA_orte_tmpdir_base=/tmp/bam-1 "), "{line}");
         assert!(line.contains(" /usr/bin/mpirun -n 3 --tag-output --oversubscribe --bind-to none "), "{line}");
         assert!(line.ends_with(" /opt/bam-worker --run '/runs/my run' --stage logits"), "{line}");
+    }
+
+    #[test]
+    fn nodes_are_named_by_their_places() {
+        assert_eq!(hosts_of(Span { nodes: 2, first: Some(2) }).as_deref(), Some("+n2,+n3"));
+        assert_eq!(hosts_of(Span { nodes: 2, first: None }), None);
     }
 
     #[test]

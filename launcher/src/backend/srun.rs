@@ -8,7 +8,7 @@ use bam_cluster::config::ClusterSection;
 use nix::sys::signal::Signal;
 
 use super::Programs;
-use super::launch::{Launch, Start};
+use super::launch::{Launch, Span, Start};
 
 /// `srun` in a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,26 +97,13 @@ pub(super) fn launch(srun: &Srun, programs: &Programs, start: &Start) -> Launch 
     arguments.extend(DIE_TOGETHER.iter().chain(&SHARE_THE_NODES).map(OsString::from));
     arguments.extend(["--export=ALL".into(), format!("--job-name={}", start.stage.name).into()]);
     arguments.push(format!("--ntasks={}", start.ranks()).into());
-    let words = place(srun.nodes, start.cluster.processes, start.ranks(), start.incarnation);
-    arguments.extend(words.into_iter().map(OsString::from));
+    let Span { nodes, first } = start.span(srun.nodes);
+    arguments.push(format!("--nodes={nodes}").into());
+    arguments.extend(first.map(|first| format!("--relative={first}").into()));
     arguments.extend(start.cluster.srun_args.iter().map(OsString::from));
     arguments.extend(start.worker(programs));
     // On SIGKILL, srun would leave its ranks behind; on SIGTERM, it kills them at once, on all nodes.
     Launch { program: srun.program.clone(), arguments, environment, without: NOT_OF_THE_STEP, kill: Signal::SIGTERM }
-}
-
-/// On how many of the job's nodes, and from which on. A stage with all ranks has all nodes. One with fewer has as many as
-/// it needs, if as many ranks are on each as in a stage with all: steps that share their nodes would all begin on the
-/// first one, so that each start takes the next ones.
-fn place(nodes: usize, all: usize, ranks: usize, incarnation: u64) -> Vec<String> {
-    let a_node = all.div_ceil(nodes).max(1);
-    let needed = ranks.div_ceil(a_node).clamp(1, nodes);
-    let mut words = vec![format!("--nodes={needed}")];
-    let places = (nodes / needed) as u64;
-    if places > 1 {
-        words.push(format!("--relative={}", (incarnation % places) * needed as u64));
-    }
-    words
 }
 
 #[cfg(test)]
@@ -161,19 +148,5 @@ mod tests {
         let (srun_args, mpirun_args) = (vec!["--mpi=none".to_owned()], vec!["--oversubscribe".to_owned()]);
         let line = on(1, &ClusterSection { srun_args, mpirun_args, ..ClusterSection::default() }, 1).command_line();
         assert!(line.contains(" --mpi=none /opt/bam-worker ") && !line.contains("--oversubscribe"), "{line}");
-    }
-
-    #[test]
-    fn stages_with_fewer_ranks_take_turns_with_the_nodes() {
-        let words = |nodes, all, ranks, incarnation| place(nodes, all, ranks, incarnation).join(" ");
-        assert_eq!(words(4, 16, 16, 7), "--nodes=4");
-        assert_eq!(words(1, 4, 2, 7), "--nodes=1");
-        assert_eq!(
-            [1, 2, 3].map(|n| words(4, 16, 8, n)),
-            ["--nodes=2 --relative=2", "--nodes=2 --relative=0", "--nodes=2 --relative=2"]
-        );
-        assert_eq!(words(3, 3, 2, 5), "--nodes=2");
-        // More nodes than ranks: srun warns of it and takes fewer by itself.
-        assert_eq!(words(4, 2, 2, 3), "--nodes=2 --relative=2");
     }
 }
