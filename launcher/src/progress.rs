@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 const TAIL: u64 = 64 * 1024;
 
 /// How far one stage is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StageProgress {
     /// The stage's name.
     pub name: String,
@@ -27,6 +27,8 @@ pub struct StageProgress {
     pub total: Option<u64>,
     /// The step of its newest checkpoint.
     pub checkpoint: Option<u64>,
+    /// How long its other steps take if they take what the last ones took, in seconds.
+    pub left: Option<f64>,
 }
 
 /// What would not be lost now: it grows as long as a run gets on.
@@ -45,12 +47,15 @@ pub fn stages(run: &RunDir, plan: &Plan) -> Vec<StageProgress> {
             StageWork::Train(train) => Some(train.schedule.total_steps),
             _ => None,
         };
+        let step = total.and_then(|_| last_step(&run.metrics(&stage.name)).ok()?).map_or(0, |step| step + 1);
+        let step_seconds = total.and_then(|_| step_seconds(run, &stage.name));
         StageProgress {
             name: stage.name.clone(),
             is_begun: run.inputs(&stage.name).exists(),
             is_done: run.done(&stage.name).exists(),
-            step: total.and_then(|_| last_step(&run.metrics(&stage.name)).ok()?).map_or(0, |step| step + 1),
+            step,
             total,
+            left: total.zip(step_seconds).map(|(total, seconds)| total.saturating_sub(step) as f64 * seconds),
             checkpoint: total.and_then(|_| checkpoint::newest_step(&run.checkpoints(&stage.name))),
         }
     };
@@ -126,6 +131,7 @@ mod tests {
             step: 90,
             total: Some(100),
             checkpoint,
+            left: None,
         };
         let all = [stage(true, Some(100)), stage(false, Some(40)), stage(false, Some(30)), stage(false, None)];
         assert_eq!(kept(&all), Kept { stages: 1, steps: 70 });

@@ -500,6 +500,8 @@ fn status_works_without_slurm() {
     let without = || cluster.bam(["status", "runs/tiny"]).env("PATH", cluster.place.at("tmp")).expect(0).stdout;
     let status = without();
     assert!(status.contains("at work: bam, pid ") && status.contains(" of 300"), "{status}");
+    let line = status.lines().find(|line| line.contains("running")).unwrap_or_default();
+    assert!(line.trim_end().ends_with(" s") || line.trim_end().ends_with(" min"), "{status}");
     running.signal(Signal::SIGTERM);
     running.finish().expect(75);
     let status = without();

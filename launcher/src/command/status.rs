@@ -16,6 +16,7 @@ use crate::progress::{self, StageProgress};
 use crate::report::{NotARun, plain_table};
 use crate::run_lock::{self, LockError};
 use crate::slurm::{ALL, Job, Phase, Slurm, Submission, SubmittedJob};
+use crate::supervise;
 
 /// Everything that is known of a run.
 struct Status {
@@ -144,10 +145,11 @@ fn table(stages: &[(StageProgress, bool)]) -> String {
             (None, _) => String::new(),
         };
         let checkpoint = stage.checkpoint.map(|step| step.to_string()).unwrap_or_default();
-        vec![stage.name.clone(), state.to_owned(), step, checkpoint]
+        let left = stage.left.filter(|_| state == "running").map(supervise::brief).unwrap_or_default();
+        vec![stage.name.clone(), state.to_owned(), step, checkpoint, left]
     };
     let rows: Vec<Vec<String>> = stages.iter().map(row).collect();
-    plain_table(&["stage", "", "step", "checkpoint"], 2, &rows)
+    plain_table(&["stage", "", "step", "checkpoint", "left"], 2, &rows)
 }
 
 /// What to do, if anything.
