@@ -14,10 +14,11 @@ use nix::sys::signal::Signal;
 
 /// Long enough for a machine that does much else.
 const DEADLINE: Duration = Duration::from_secs(180);
-/// The pair of nodes on which a job comes to the end of its time, while the other three have other troubles.
-const PAIR: &str = "n[1-2]";
-const OTHERS: &str = "n[3-5]";
-const NODES: usize = 5;
+/// Three troubles at a time, each on nodes of its own: these are the nodes of the others.
+const NOT_LIMITED: &str = "n[3-7]";
+const NOT_FAILING: &str = "n[1-2,6-7]";
+const NOT_PREEMPTED: &str = "n[1-5]";
+const NODES: usize = 7;
 
 struct Cluster {
     lab: Lab,
@@ -162,8 +163,10 @@ fn whatever_slurm_and_its_nodes_do_the_weights_are_those_of_an_undisturbed_run()
     let undisturbed = cluster.undisturbed();
     thread::scope(|scope| {
         scope.spawn(|| two_time_limits_in_mid_epoch(&cluster, &undisturbed));
-        in_peace_and_cancelled(&cluster, &undisturbed);
-        preempted(&cluster, &undisturbed);
+        scope.spawn(|| {
+            in_peace_and_cancelled(&cluster, &undisturbed);
+            preempted(&cluster, &undisturbed);
+        });
         a_power_failure(&cluster, &undisturbed);
         an_orphan(&cluster, &undisturbed);
     });
@@ -171,7 +174,7 @@ fn whatever_slurm_and_its_nodes_do_the_weights_are_those_of_an_undisturbed_run()
 
 /// Slurm's own signal before the end of its time limit, twice.
 fn two_time_limits_in_mid_epoch(cluster: &Cluster, undisturbed: &Run) {
-    let job = cluster.submit("limited", OTHERS, &["-o", "slurm.time=1", "-o", "slurm.lead=15"]);
+    let job = cluster.submit("limited", NOT_LIMITED, &["-o", "slurm.time=1", "-o", "slurm.lead=15"]);
     job.wait_for_training(0);
     let said = job.status();
     assert!(said.contains(&format!("job {}: running on n[1-2] since ", job.id)), "{said}");
@@ -207,7 +210,7 @@ fn in_peace_and_cancelled(cluster: &Cluster, undisturbed: &Run) {
     let words = submission(&run).into_iter().chain(["-o", "slurm.memory=80T"]);
     cluster.bam(&words.collect::<Vec<_>>()).finish().expect_error(1, &["sbatch --test-only"]);
     assert!(!run.path().exists());
-    let job = cluster.submit("peace", PAIR, &[]);
+    let job = cluster.submit("peace", NOT_PREEMPTED, &[]);
     job.wait_for_training(0);
     let done = cluster.bam(&["cancel", run.path().to_str().unwrap()]).expect(0);
     assert!(done.stdout.contains("told to stop"), "{done}");
@@ -215,14 +218,14 @@ fn in_peace_and_cancelled(cluster: &Cluster, undisturbed: &Run) {
     let said = job.status();
     assert!(said.contains("FAILED, exit code 75") && said.contains(": cancelled"), "{said}\n{}", job.output());
     // Submitted again, it goes on.
-    cluster.submit("peace", PAIR, &[]).finish(0..=0, undisturbed);
+    cluster.submit("peace", NOT_PREEMPTED, &[]).finish(0..=0, undisturbed);
 }
 
 fn preempted(cluster: &Cluster, undisturbed: &Run) {
-    let job = cluster.submit("preempted", PAIR, &[]);
+    let job = cluster.submit("preempted", NOT_PREEMPTED, &[]);
     job.wait_for_training(0);
-    let exclude = format!("--exclude={PAIR}");
-    let urgent = ["sbatch", "--partition=urgent", "--nodes=3", &exclude, "--output=/dev/null", "--wrap=sleep 1"];
+    let exclude = format!("--exclude={NOT_PREEMPTED}");
+    let urgent = ["sbatch", "--partition=urgent", "--nodes=2", &exclude, "--output=/dev/null", "--wrap=sleep 1"];
     cluster.lab.on("ctl", &urgent);
     let since = Instant::now();
     job.wait("the queue", || job.restarts() == 1);
@@ -234,7 +237,7 @@ fn preempted(cluster: &Cluster, undisturbed: &Run) {
 
 /// The node of the batch script, of bam and of the first rank.
 fn a_power_failure(cluster: &Cluster, undisturbed: &Run) {
-    let job = cluster.submit("failure", PAIR, &[]);
+    let job = cluster.submit("failure", NOT_FAILING, &[]);
     job.wait_for_training(0);
     let host = job.known("BatchHost");
     cluster.lab.run(&["crash", &host]);
@@ -251,7 +254,7 @@ fn a_power_failure(cluster: &Cluster, undisturbed: &Run) {
 /// The node of bam and of the first rank hangs in the middle of a commit and is cut off. When the job has been started
 /// again elsewhere, it comes to life again, still cut off: the rank must not commit, and bam must not start anything.
 fn an_orphan(cluster: &Cluster, undisturbed: &Run) {
-    let job = cluster.submit("orphan", PAIR, &[]);
+    let job = cluster.submit("orphan", NOT_FAILING, &[]);
     job.wait_for_training(0);
     let host = job.known("BatchHost");
     let (bam, rank) = (job.process("bam"), job.process("bam-worker"));

@@ -70,7 +70,7 @@ fn render(directory: &Path, status: &Status) -> String {
     for (job, answer) in jobs.zip(&status.answers) {
         text += &job_lines(job, answer);
     }
-    if let Some(holder) = &status.holder {
+    for holder in status.holder.iter().flat_map(|all| all.split("; ")) {
         text += &format!("at work: bam, {holder}\n");
     }
     match &status.stages {

@@ -216,7 +216,7 @@ fn said(run: &RunDir, submission: &Submission) -> String {
             0 => String::new(),
             n => format!("  array of {n}"),
         };
-        format!("  {}  {:width$}{array}\n", job.id, job.name)
+        format!("  {}  {:width$}{array}", job.id, job.name).trim_end().to_owned() + "\n"
     };
     let lines: String = submission.jobs.iter().map(line).collect();
     format!(
