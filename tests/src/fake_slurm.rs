@@ -3,12 +3,12 @@
 
 use std::fmt::Display;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
 use crate::process_tree::{self, Process};
+use crate::programs::write_program;
 
 /// A directory with `sbatch`, `scontrol`, `squeue` and `scancel` for `PATH`, and with what they know of jobs. Dropped, all
 /// its jobs are killed.
@@ -156,9 +156,7 @@ impl FakeSlurm {
             ("scancel", SCANCEL),
         ];
         for (name, text) in scripts {
-            let path = directory.join(name);
-            fs::write(&path, format!("#!/bin/sh\nslurm='{}'{HEAD}{text}", directory.display())).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            write_program(&directory.join(name), &format!("#!/bin/sh\nslurm='{}'{HEAD}{text}", directory.display()));
         }
         FakeSlurm { directory: directory.to_owned() }
     }

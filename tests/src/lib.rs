@@ -21,7 +21,7 @@ pub use encoder::write_encoder;
 pub use fake_slurm::FakeSlurm;
 pub use lab::Lab;
 pub use process_tree::{Process, freeze, kill_all, tree};
-pub use programs::{program, python, repository, say_skipped};
+pub use programs::{program, python, repository, say_skipped, write_program};
 pub use recipe::Recipe;
 pub use run::{Run, Step};
 pub use snapshot::{Snapshot, sha256};

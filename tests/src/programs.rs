@@ -3,6 +3,7 @@
 use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// The program `name`: in `$BAM_BIN_DIR`, or where cargo puts programs of the profile that this test was built in.
 ///
@@ -39,6 +40,19 @@ pub fn python(test: &str) -> Option<PathBuf> {
     }
     say_skipped(test, &format!("there is no {}; setup/setup.sh python-tests makes it", path.display()));
     None
+}
+
+/// Writes a program in a scripting language, which can be run at once.
+///
+/// A process that another test starts while the file is open here for writing has it open as well for a moment, in which it
+/// cannot be run ("Text file busy"); so somebody else writes it.
+pub fn write_program(path: &Path, text: &str) {
+    let mut writer = Command::new("sh");
+    writer.args(["-c", "cat > \"$0\" && chmod +x \"$0\""]).arg(path).stdin(Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    // Closed when it is dropped.
+    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(writer.wait().unwrap().success(), "{} cannot be written", path.display());
 }
 
 /// Says that a test is skipped and why, past cargo, which shows only what failed tests print.

@@ -1,7 +1,6 @@
 //! A directory of one test's own, with an encoder, tasks and recipes in it, where `bam` is run.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -9,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::bam::Bam;
 use crate::encoder::write_encoder;
-use crate::programs::program;
+use crate::programs::{program, write_program};
 use crate::recipe::Recipe;
 use crate::tasks::write_tasks;
 
@@ -90,8 +89,8 @@ impl Workplace {
     /// A program to be run as `BAM_WORKER` that first does `script`, and then what the worker does.
     pub fn worker_with(&self, name: &str, script: &str) -> PathBuf {
         let worker = program("bam-worker");
-        let path = self.write(name, &format!("#!/bin/bash\n{script}\nexec '{}' \"$@\"\n", worker.display()));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = self.at(name);
+        write_program(&path, &format!("#!/bin/bash\n{script}\nexec '{}' \"$@\"\n", worker.display()));
         path
     }
 

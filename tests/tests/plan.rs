@@ -3,9 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
-use bam_tests::{Recipe, Snapshot, Workplace, repository};
+use bam_tests::{Recipe, Snapshot, Workplace, repository, write_program};
 
 fn cells(text: &str, first: &str) -> Vec<String> {
     let row = text.lines().find(|l| l.split_whitespace().next() == Some(first));
@@ -19,8 +18,7 @@ fn a_plan_has_stages_tasks_and_step_counts_and_leaves_no_trace() {
     // Whoever starts one of these leaves a mark.
     let mark = place.at("mark");
     for name in ["mpirun", "bam-worker"] {
-        let path = place.write(name, &format!("#!/bin/sh\necho {name} >> {}\n", mark.display()));
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&place.at(name), &format!("#!/bin/sh\necho {name} >> {}\n", mark.display()));
     }
     let before = Snapshot::of(place.path());
     let plan = |arguments: &[&str]| {

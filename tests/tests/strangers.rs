@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use bam_tests::{Process, Recipe, Run, Workplace, tree};
+use bam_tests::{Process, Recipe, Run, Workplace, tree, write_program};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
@@ -136,8 +136,8 @@ fn strangers_are_refused_and_the_run_goes_on_to_the_same_weights() {
         original.display(),
         listener.local_addr().unwrap()
     );
-    let mpirun = place.write("mpirun", &script);
-    fs::set_permissions(&mpirun, fs::Permissions::from_mode(0o755)).unwrap();
+    let mpirun = place.at("mpirun");
+    write_program(&mpirun, &script);
     let recorder = Recorder::start(listener, &original);
 
     let mut running = place.bam(["run", "recipe.yaml"]).env("BAM_MPIRUN", &mpirun).start();

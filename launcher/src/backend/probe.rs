@@ -88,6 +88,8 @@ fn output(launch: &Launch) -> Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     fn pmix(text: &str) -> Option<String> {
@@ -107,11 +109,13 @@ mod tests {
     }
 
     fn script(body: &str) -> (tempfile::TempDir, std::path::PathBuf) {
-        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("program");
-        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        // A process that another test starts while the file is open here for writing has it open as well for a moment, in
+        // which it cannot be run ("Text file busy"): somebody else writes it.
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod +x \"$0\"";
+        let written = Command::new("sh").args(["-c", write]).arg(&path).arg(body).status().unwrap();
+        assert!(written.success());
         (dir, path)
     }
 

@@ -1,7 +1,6 @@
 //! A directory of its own for each test, with a toy encoder, two toy tasks, a recipe, and a stand-in for `mpirun`.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -65,8 +64,11 @@ impl Sandbox {
     /// Writes an executable shell script and returns its path.
     pub fn script(&self, name: &str, body: &str) -> String {
         let path = self.path(name);
-        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        // A process that another test starts while the file is open here for writing has it open as well for a moment, in
+        // which it cannot be run ("Text file busy"): somebody else writes it.
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod +x \"$0\"";
+        let written = Command::new("sh").args(["-c", write]).arg(&path).arg(body).status().unwrap();
+        assert!(written.success());
         path.to_str().unwrap().to_owned()
     }
 
