@@ -27,6 +27,11 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     written
 }
 
+/// Opens a file that is there to be locked, and makes it if need be.
+pub fn open_to_lock(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).open(path)
+}
+
 /// A word that no other writer has, on whatever host or thread.
 fn one_writer() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);

@@ -27,8 +27,16 @@ pub struct StageProgress {
     pub total: Option<u64>,
     /// The step of its newest checkpoint.
     pub checkpoint: Option<u64>,
+    /// What a step took lately, in seconds: the median of the last ones.
+    pub step_seconds: Option<f64>,
+}
+
+impl StageProgress {
     /// How long its other steps take if they take what the last ones took, in seconds.
-    pub left: Option<f64>,
+    pub fn left(&self) -> Option<f64> {
+        let (total, seconds) = self.total.zip(self.step_seconds)?;
+        Some(total.saturating_sub(self.step) as f64 * seconds)
+    }
 }
 
 /// What would not be lost now: it grows as long as a run gets on.
@@ -47,15 +55,14 @@ pub fn stages(run: &RunDir, plan: &Plan) -> Vec<StageProgress> {
             StageWork::Train(train) => Some(train.schedule.total_steps),
             _ => None,
         };
-        let step = total.and_then(|_| last_step(&run.metrics(&stage.name)).ok()?).map_or(0, |step| step + 1);
-        let step_seconds = total.and_then(|_| step_seconds(run, &stage.name));
+        let lines = total.and_then(|_| last_lines(&run.metrics(&stage.name)).ok()).unwrap_or_default();
         StageProgress {
             name: stage.name.clone(),
             is_begun: run.inputs(&stage.name).exists(),
             is_done: run.done(&stage.name).exists(),
-            step,
+            step: last_step(&lines).map_or(0, |step| step + 1),
             total,
-            left: total.zip(step_seconds).map(|(total, seconds)| total.saturating_sub(step) as f64 * seconds),
+            step_seconds: median_seconds(&lines),
             checkpoint: total.and_then(|_| checkpoint::newest_step(&run.checkpoints(&stage.name))),
         }
     };
@@ -70,9 +77,8 @@ pub fn kept(stages: &[StageProgress]) -> Kept {
     }
 }
 
-/// What a step of a stage took lately, in seconds: the median of the last ones.
-pub fn step_seconds(run: &RunDir, stage: &str) -> Option<f64> {
-    let mut seconds: Vec<f64> = last_lines(&run.metrics(stage)).ok()?.into_iter().filter_map(|l| l.seconds).collect();
+fn median_seconds(lines: &[Line]) -> Option<f64> {
+    let mut seconds: Vec<f64> = lines.iter().filter_map(|line| line.seconds).collect();
     seconds.sort_by(f64::total_cmp);
     seconds.get(seconds.len() / 2).copied()
 }
@@ -84,12 +90,11 @@ struct Line {
     seconds: Option<f64>,
 }
 
-/// The number in the last whole line of `metrics.jsonl`.
-fn last_step(path: &Path) -> io::Result<Option<u64>> {
-    Ok(last_lines(path)?.first().map(|line| line.step))
+fn last_step(newest_first: &[Line]) -> Option<u64> {
+    newest_first.first().map(|line| line.step)
 }
 
-/// The last whole lines, the newest first.
+/// The last whole lines of `metrics.jsonl`, the newest first.
 fn last_lines(path: &Path) -> io::Result<Vec<Line>> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -108,7 +113,7 @@ mod tests {
     fn the_last_whole_line_counts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        assert!(last_step(&path).is_err());
+        assert!(last_lines(&path).is_err());
         for (text, step) in [
             ("", None),
             ("{\"step\":0,\"loss\":1}\n{\"step\":7,\"loss\":1}\n", Some(7)),
@@ -116,10 +121,10 @@ mod tests {
             ("\u{0}\u{1}{{{\n\n", None),
         ] {
             std::fs::write(&path, text).unwrap();
-            assert_eq!(last_step(&path).unwrap(), step, "{text:?}");
+            assert_eq!(last_step(&last_lines(&path).unwrap()), step, "{text:?}");
         }
         std::fs::write(&path, format!("{}\n{{\"step\":9}}\n", "x".repeat(TAIL as usize))).unwrap();
-        assert_eq!(last_step(&path).unwrap(), Some(9));
+        assert_eq!(last_step(&last_lines(&path).unwrap()), Some(9));
     }
 
     #[test]
@@ -131,7 +136,7 @@ mod tests {
             step: 90,
             total: Some(100),
             checkpoint,
-            left: None,
+            step_seconds: None,
         };
         let all = [stage(true, Some(100)), stage(false, Some(40)), stage(false, Some(30)), stage(false, None)];
         assert_eq!(kept(&all), Kept { stages: 1, steps: 70 });

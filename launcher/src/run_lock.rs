@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use bam_cluster::exit_code;
+use bam_cluster::files;
 use bam_cluster::run_dir::RunDir;
 
 use crate::backend::host_name;
@@ -99,7 +100,7 @@ impl RunLock {
     fn acquire_in(job: Option<Allocation>, run: &RunDir) -> Result<RunLock, LockError> {
         match lock(&run.lock(), Share::Alone, job)? {
             Some(own) => Ok(RunLock::watched(job, None, vec![own])),
-            None => Err(held(run, holder(run)?)),
+            None => Err(held(run, holders(run)?)),
         }
     }
 
@@ -118,13 +119,16 @@ impl RunLock {
         run: &RunDir,
         stages: impl IntoIterator<Item = &'a str>,
     ) -> Result<RunLock, LockError> {
-        let Some(shared) = lock(&run.lock(), Share::Together, job)? else { return Err(held(run, holder(run)?)) };
+        let Some(shared) = lock(&run.lock(), Share::Together, job)? else { return Err(held(run, holders(run)?)) };
         let mut own = vec![];
         for stage in stages {
             let path = run.stage_lock(stage);
             match lock(&path, Share::Alone, job)? {
                 Some(lock) => own.push(lock),
-                None => return Err(held(run, holder_of(&path)?.map(|who| format!("{who}: {stage}")))),
+                None => {
+                    let who = holder_of(&path)?.map(|who| format!("{who}: {stage}"));
+                    return Err(held(run, who.into_iter().collect()));
+                }
             }
         }
         Ok(RunLock::watched(job, Some(shared), own))
@@ -162,10 +166,19 @@ impl Place {
     }
 }
 
-fn held(run: &RunDir, holder: Option<String>) -> LockError {
-    // It may have let go in the meantime.
-    let holder = holder.unwrap_or_else(|| "which has just ended".to_owned());
+fn held(run: &RunDir, holders: Vec<String>) -> LockError {
+    // They may have let go in the meantime.
+    let holder = if holders.is_empty() { "which has just ended".to_owned() } else { holders.join("; ") };
     LockError::Held { directory: run.path().to_owned(), holder }
+}
+
+/// Makes sure that nobody works in the run directory; nothing is made or changed.
+///
+/// # Errors
+/// Somebody does, or a lock cannot be read.
+pub fn check_free(run: &RunDir) -> Result<(), LockError> {
+    let holders = holders(run)?;
+    if holders.is_empty() { Ok(()) } else { Err(held(run, holders)) }
 }
 
 /// Opens a lock file, made if need be, and locks it, unless somebody else holds it; its holder, if it is alone, writes into
@@ -174,7 +187,7 @@ fn lock(path: &Path, share: Share, job: Option<Allocation>) -> Result<Option<Loc
     let io = |source| LockError::Io { path: path.to_owned(), source };
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).map_err(|source| LockError::Io { path: directory.to_owned(), source })?;
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(io)?;
+    let mut file = files::open_to_lock(path).map_err(io)?;
     let try_lock = |file: &File| match share {
         Share::Alone => file.try_lock(),
         Share::Together => file.try_lock_shared(),
@@ -252,9 +265,9 @@ fn watch(own: Vec<Place>) -> Sender<()> {
 ///
 /// # Errors
 /// A lock cannot be read.
-pub fn holder(run: &RunDir) -> Result<Option<String>, LockError> {
+pub fn holders(run: &RunDir) -> Result<Vec<String>, LockError> {
     if let Some(who) = holder_of(&run.lock())? {
-        return Ok(Some(who));
+        return Ok(vec![who]);
     }
     let mut stages: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for stage in names_in(&run.stages()) {
@@ -262,8 +275,7 @@ pub fn holder(run: &RunDir) -> Result<Option<String>, LockError> {
             stages.entry(who).or_default().push(stage);
         }
     }
-    let each: Vec<String> = stages.into_iter().map(|(who, stages)| format!("{who}: {}", stages.join(", "))).collect();
-    Ok((!each.is_empty()).then(|| each.join("; ")))
+    Ok(stages.into_iter().map(|(who, stages)| format!("{who}: {}", stages.join(", "))).collect())
 }
 
 /// Whether somebody works on a stage, or on the whole run.
@@ -307,9 +319,9 @@ mod tests {
         let lock = RunLock::acquire(&run).unwrap();
         let message = RunLock::acquire(&run).unwrap_err().to_string();
         assert!(message.contains(&format!("pid {} on ", process::id())), "{message}");
-        assert!(holder(&run).unwrap().is_some_and(|who| message.contains(&who)));
+        assert!(holders(&run).unwrap().first().is_some_and(|who| message.contains(who)));
         drop(lock);
-        assert_eq!(holder(&run).unwrap(), None);
+        assert!(holders(&run).unwrap().is_empty());
         RunLock::acquire(&run).unwrap();
     }
 
@@ -338,13 +350,13 @@ mod tests {
             // The watch of the first, which would end this process, looks once a second.
             first._watch = None;
             let second = acquire(&run, start(12, Some(1), 1)).unwrap();
-            assert!(holder(&run).unwrap().is_some_and(|who| who.contains(", start 1 of job 12_1")));
+            assert!(holders(&run).unwrap().first().is_some_and(|who| who.contains(", start 1 of job 12_1")));
             assert!(matches!(first.check(), Err(LockError::TakenOver { .. })));
             second.check().unwrap();
             drop(first);
             assert!(acquire(&run, start(12, Some(1), 0)).is_err());
             drop(second);
-            assert_eq!(holder(&run).unwrap(), None);
+            assert!(holders(&run).unwrap().is_empty());
         }
     }
 
@@ -354,14 +366,14 @@ mod tests {
         let run = RunDir::new(dir.path());
         let first = RunLock::acquire_stages(&run, ["a", "b"]).unwrap();
         let second = RunLock::acquire_stages(&run, ["c"]).unwrap();
-        assert!(holder(&run).unwrap().is_some_and(|who| who.ends_with(": a, b, c")));
+        assert!(holders(&run).unwrap().first().is_some_and(|who| who.ends_with(": a, b, c")));
         let message = RunLock::acquire(&run).unwrap_err().to_string();
         assert!(message.contains(": a, b, c)"), "{message}");
         let message = RunLock::acquire_stages(&run, ["d", "b"]).unwrap_err().to_string();
         assert!(message.contains(": b)"), "{message}");
         assert!(is_held(&run, "c").unwrap() && !is_held(&run, "d").unwrap());
         drop(first);
-        assert!(holder(&run).unwrap().is_some_and(|who| who.ends_with(": c")));
+        assert!(holders(&run).unwrap().first().is_some_and(|who| who.ends_with(": c")));
         drop(second);
         let _whole = RunLock::acquire(&run).unwrap();
         RunLock::acquire_stages(&run, ["a"]).unwrap_err();

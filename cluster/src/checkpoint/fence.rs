@@ -58,7 +58,7 @@ impl Fence {
 /// Waits for a lock that lasts as long as the file is open.
 fn lock(path: &Path) -> Result<File, CheckpointError> {
     let locked = (|| {
-        let file = File::options().write(true).create(true).truncate(false).open(path)?;
+        let file = files::open_to_lock(path)?;
         file.lock()?;
         Ok(file)
     })();

@@ -18,10 +18,12 @@ pub fn run(arguments: &RunDirArguments) -> anyhow::Result<u8> {
     let run = RunDir::new(directory);
     let submission = Submission::read(&run).with_context(|| run.jobs().display().to_string())?;
     let Some(submission) = submission else {
-        if let Some(holder) = run_lock::holder(&run)? {
+        let holders = run_lock::holders(&run)?;
+        if !holders.is_empty() {
             bail!(
-                "{}: nothing was submitted, but a bam works there ({holder}); Ctrl-C or SIGTERM stops it at a checkpoint",
-                run.path().display()
+                "{}: nothing was submitted, but a bam works there ({}); Ctrl-C or SIGTERM stops it at a checkpoint",
+                run.path().display(),
+                holders.join("; ")
             );
         }
         return Err(NotARun { directory: run.path().to_owned(), missing: "slurm/jobs.json" }.into());

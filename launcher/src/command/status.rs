@@ -25,7 +25,7 @@ struct Status {
     /// What Slurm says of each of them: nothing any more, or why it cannot be asked.
     answers: Vec<Result<Vec<Job>, String>>,
     /// Those who work in the directory.
-    holder: Option<String>,
+    holders: Vec<String>,
     /// Each with whether somebody works on it; none before the first start.
     stages: Option<Vec<(StageProgress, bool)>>,
     /// The table is there.
@@ -55,7 +55,7 @@ pub fn run(arguments: &RunDirArguments) -> anyhow::Result<u8> {
     let status = Status {
         submission,
         answers,
-        holder: run_lock::holder(&run)?,
+        holders: run_lock::holders(&run)?,
         stages: stages.transpose()?,
         has_table: run.report().exists(),
         history: history::read(&run).with_context(|| run.history().display().to_string())?,
@@ -70,7 +70,7 @@ fn render(directory: &Path, status: &Status) -> String {
     for (job, answer) in jobs.zip(&status.answers) {
         text += &job_lines(job, answer);
     }
-    for holder in status.holder.iter().flat_map(|all| all.split("; ")) {
+    for holder in &status.holders {
         text += &format!("at work: bam, {holder}\n");
     }
     match &status.stages {
@@ -145,7 +145,7 @@ fn table(stages: &[(StageProgress, bool)]) -> String {
             (None, _) => String::new(),
         };
         let checkpoint = stage.checkpoint.map(|step| step.to_string()).unwrap_or_default();
-        let left = stage.left.filter(|_| state == "running").map(supervise::brief).unwrap_or_default();
+        let left = stage.left().filter(|_| state == "running").map(supervise::brief).unwrap_or_default();
         vec![stage.name.clone(), state.to_owned(), step, checkpoint, left]
     };
     let rows: Vec<Vec<String>> = stages.iter().map(row).collect();
@@ -159,7 +159,7 @@ fn conclusion(directory: &Path, status: &Status) -> String {
     if is_done && status.has_table {
         return format!("done: bam report {quoted}");
     }
-    if status.holder.is_some() {
+    if !status.holders.is_empty() {
         return "running".to_owned();
     }
     let is_any = |phase| status.answers.iter().flatten().flatten().any(|job| job.phase() == phase);
@@ -184,11 +184,11 @@ fn conclusion(directory: &Path, status: &Status) -> String {
 fn reasons(status: &Status) -> String {
     let numbers: Vec<String> = status.submission.iter().flat_map(|s| &s.jobs).map(|job| job.id.to_string()).collect();
     let is_of_these = |entry: &&Entry| numbers.iter().any(|n| entry.job.split('_').next() == Some(n));
-    let mut last: BTreeMap<&str, &Entry> = BTreeMap::new();
-    match status.history.iter().filter(is_of_these).count() {
+    let mut last: BTreeMap<&str, &Entry> =
+        status.history.iter().filter(is_of_these).map(|entry| (entry.job.as_str(), entry)).collect();
+    if last.is_empty() {
         // Jobs that bam has not submitted come one after the other.
-        0 => last.extend(status.history.last().map(|entry| (entry.job.as_str(), entry))),
-        _ => last.extend(status.history.iter().filter(is_of_these).map(|entry| (entry.job.as_str(), entry))),
+        last.extend(status.history.last().map(|entry| (entry.job.as_str(), entry)));
     }
     let line = |entry: &Entry| match (entry.event, &entry.reason) {
         (Event::Stop, Some(reason)) if reason == "done" => String::new(),

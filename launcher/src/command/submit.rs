@@ -1,14 +1,12 @@
 //! `bam submit`: a recipe as jobs of Slurm, submitted when everything that can be known to be wrong with them has been looked
 //! for.
 
-use std::collections::BTreeMap;
 use std::env;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
-use bam_cluster::checkpoint;
 use bam_cluster::config::Recipe;
 use bam_cluster::exit_code;
 use bam_cluster::files;
@@ -19,9 +17,9 @@ use crate::cli::SubmitArguments;
 use crate::progress;
 use crate::project::Project;
 use crate::run_claim;
-use crate::run_lock::{self, LockError};
+use crate::run_lock;
 use crate::shell::quoted;
-use crate::slurm::estimate::{self, Past};
+use crate::slurm::estimate;
 use crate::slurm::{
     After, BatchScript, ChainJob, Element, Phase, Slurm, Submission, SubmittedElement, SubmittedJob, chain,
     check_syntax,
@@ -69,19 +67,14 @@ pub fn run(arguments: &SubmitArguments) -> anyhow::Result<u8> {
     for (_, script) in &scripts {
         super::tell(&Slurm.test(script)?);
     }
+    let stages = progress::stages(&run, &project.plan);
     for (job, _) in &scripts {
-        let seconds = estimate::seconds(job, &project.plan, recipe, |stage| past(&run, stage));
+        let seconds = estimate::seconds(job, &project.plan, recipe, &stages);
         if let Some(note) = seconds.and_then(|seconds| estimate::note(job, seconds, recipe)) {
             super::tell(&note);
         }
     }
     submit(&run, recipe, &scripts, &here)
-}
-
-/// How far a stage is, and how fast it was; none if it is complete.
-fn past(run: &RunDir, stage: &str) -> Option<Past> {
-    let kept = checkpoint::newest_step(&run.checkpoints(stage)).unwrap_or_default();
-    (!run.done(stage).exists()).then(|| Past { kept, step: progress::step_seconds(run, stage) })
 }
 
 /// The scripts as they would be submitted; of a single one, nothing else, so that it can be kept and used.
@@ -90,12 +83,21 @@ fn shown(run: &RunDir, scripts: &[(ChainJob, String)]) -> String {
         return script.clone();
     }
     let one = |(job, script): &(ChainJob, String)| {
-        let kind = if job.is_report() { "afterany" } else { "afterok" };
-        let jobs: String = job.after.iter().map(|name| format!(":{}", name.to_uppercase())).collect();
-        let after = if jobs.is_empty() { String::new() } else { format!(", --dependency={kind}{jobs}") };
+        let after = after(job, |name| Some(name.to_uppercase()));
+        let after = after.map(|after| format!(", --dependency={after}")).unwrap_or_default();
         format!("##### {}{after}\n{script}", run.job_script(&job.name).display())
     };
     scripts.iter().map(one).collect::<Vec<_>>().join("\n")
+}
+
+/// What a job waits for, with each job called as `called` has it.
+fn after(job: &ChainJob, called: impl Fn(&str) -> Option<String>) -> Option<After> {
+    let jobs: Vec<String> = job.after.iter().filter_map(|name| called(name)).collect();
+    match (jobs.is_empty(), job.is_report()) {
+        (true, _) => None,
+        (false, true) => Some(After::End(jobs)),
+        (false, false) => Some(After::Success(jobs)),
+    }
 }
 
 /// Nothing may be at work in the run directory, and no job may be about to be.
@@ -114,10 +116,7 @@ fn check_nobody_works(run: &RunDir) -> anyhow::Result<()> {
             );
         }
     }
-    match run_lock::holder(run)? {
-        Some(holder) => Err(LockError::Held { directory: run.path().to_owned(), holder }.into()),
-        None => Ok(()),
-    }
+    Ok(run_lock::check_free(run)?)
 }
 
 /// What to do about a record that cannot be read.
@@ -133,8 +132,7 @@ fn submit(run: &RunDir, recipe: &Recipe, scripts: &[(ChainJob, String)], here: &
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     }
     let lock = run.submit_lock();
-    let file = File::options().write(true).create(true).truncate(false).open(&lock);
-    let file = file.with_context(|| lock.display().to_string())?;
+    let file = files::open_to_lock(&lock).with_context(|| lock.display().to_string())?;
     file.try_lock().with_context(|| format!("{}: another 'bam submit' of this run is under way", lock.display()))?;
     // Somebody may have been faster.
     check_nobody_works(run)?;
@@ -167,13 +165,8 @@ fn submit(run: &RunDir, recipe: &Recipe, scripts: &[(ChainJob, String)], here: &
 
 /// Submits one job after those before it, and notes it at once.
 fn submit_one(run: &RunDir, job: &ChainJob, submission: &mut Submission) -> anyhow::Result<()> {
-    let numbers: BTreeMap<&str, u64> = submission.jobs.iter().map(|job| (job.name.as_str(), job.id)).collect();
-    let after: Vec<u64> = job.after.iter().filter_map(|name| numbers.get(name.as_str()).copied()).collect();
-    let after = match (after.is_empty(), job.is_report()) {
-        (true, _) => None,
-        (false, true) => Some(After::End(after)),
-        (false, false) => Some(After::Success(after)),
-    };
+    let number = |name: &str| submission.jobs.iter().find(|job| job.name == name).map(|job| job.id.to_string());
+    let after = after(job, number);
     let submitted = Slurm.submit(&run.job_script(&job.name), after.as_ref())?;
     let element = |element: &Element| SubmittedElement { index: element.index, does: element.does() };
     let elements = if job.is_array { job.elements.iter().map(element).collect() } else { vec![] };

@@ -154,9 +154,9 @@ impl Slurm {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum After {
     /// These jobs have ended well.
-    Success(Vec<u64>),
+    Success(Vec<String>),
     /// These jobs have ended.
-    End(Vec<u64>),
+    End(Vec<String>),
 }
 
 impl fmt::Display for After {

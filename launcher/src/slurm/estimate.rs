@@ -5,37 +5,29 @@ use bam_cluster::config::Recipe;
 use bam_cluster::plan::{Plan, StageWork};
 
 use super::chain::{ChainJob, Ranks};
-
-/// What is known of one stage's past.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Past {
-    /// Optimizer steps that are in a checkpoint.
-    pub kept: u64,
-    /// What a step took lately, in seconds.
-    pub step: Option<f64>,
-}
+use crate::progress::StageProgress;
 
 /// Seconds of training that the longest element of a job has before it; none if a speed is not known, or nothing is trained.
-/// `past`: by a stage's name; none if it is complete.
 ///
 /// Stages that share a job's ranks out between them take as long as their ranks' share of it.
-pub fn seconds(job: &ChainJob, plan: &Plan, recipe: &Recipe, past: impl Fn(&str) -> Option<Past>) -> Option<f64> {
+pub fn seconds(job: &ChainJob, plan: &Plan, recipe: &Recipe, progress: &[StageProgress]) -> Option<f64> {
     let all: Vec<Vec<String>> = match &job.elements[..] {
         [] => vec![plan.stages.iter().map(|stage| stage.name.clone()).collect()],
         elements => elements.iter().map(|element| element.stages.clone()).collect(),
     };
     let of_stage = |name: &String| -> Option<f64> {
         let stage = plan.stage(name);
-        let (Some(stage), Some(past)) = (stage, past(name)) else { return Some(0.0) };
+        let open = progress.iter().find(|stage| stage.name == *name && !stage.is_done);
+        let (Some(stage), Some(open)) = (stage, open) else { return Some(0.0) };
         let StageWork::Train(train) = &stage.work else { return Some(0.0) };
-        let steps = train.schedule.total_steps.saturating_sub(past.kept) as f64;
+        let steps = train.schedule.total_steps.saturating_sub(open.checkpoint.unwrap_or_default()) as f64;
         let ranks = recipe.cluster.ranks(stage.tasks_learnt()) as f64;
         let stated = recipe.slurm.samples_per_second.map(|n| train.settings.batch_size as f64 / (n * ranks));
         let share = match job.ranks {
             Ranks::Computing(all) => ranks / all as f64,
             Ranks::OneNode | Ranks::One => 1.0,
         };
-        Some(steps * past.step.or(stated)? * share)
+        Some(steps * open.step_seconds.or(stated)? * share)
     };
     let of_element = |stages: &Vec<String>| stages.iter().map(of_stage).sum::<Option<f64>>();
     let longest = all.iter().map(of_element).collect::<Option<Vec<f64>>>()?.into_iter().fold(0.0, f64::max);
@@ -65,10 +57,17 @@ pub fn note(job: &ChainJob, seconds: f64, recipe: &Recipe) -> Option<String> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use bam_cluster::plan::TaskSize;
+    use bam_cluster::plan::{Stage, TaskSize};
 
     use super::super::chain::chain;
     use super::*;
+
+    /// What is known of one stage's past: the steps in its checkpoint, and what a step took.
+    #[derive(Clone, Copy)]
+    struct Past {
+        kept: u64,
+        step: Option<f64>,
+    }
 
     fn estimates(slurm: &str, past: impl Fn(&str) -> Option<Past>) -> Vec<(String, Option<f64>, Option<String>)> {
         let text = format!(
@@ -81,10 +80,20 @@ mod tests {
         let size = |task: &str, train| TaskSize { task: task.into(), train, dev: 9, further: BTreeMap::new() };
         let plan = Plan::derive(&recipe, &[size("rte", 1_000), size("cola", 3_000)]);
         let jobs = chain(&plan, &recipe.cluster, |_| false);
+        let progress = |stage: &Stage| StageProgress {
+            name: stage.name.clone(),
+            is_begun: true,
+            is_done: past(&stage.name).is_none(),
+            step: 0,
+            total: None,
+            checkpoint: past(&stage.name).map(|past| past.kept),
+            step_seconds: past(&stage.name).and_then(|past| past.step),
+        };
+        let progress: Vec<StageProgress> = plan.stages.iter().map(progress).collect();
         let whole = ChainJob::whole(&recipe.cluster);
         let jobs = jobs.into_iter().chain([whole]);
         jobs.map(|job| {
-            let seconds = seconds(&job, &plan, &recipe, &past);
+            let seconds = seconds(&job, &plan, &recipe, &progress);
             let note = seconds.and_then(|s| note(&job, s, &recipe));
             (job.name, seconds, note)
         })
