@@ -70,10 +70,9 @@ struct Setting {
 fn training() {
     let setting = |name, arguments| Setting { name, arguments, samples_a_second: vec![], peak_mib: 0.0 };
     let mut settings = [
-        setting("1 process, ragged", &["-n", "1"]),
-        setting("1 process, padded", &["-n", "1", "-o", "cluster.layout=padded"]),
-        setting("2 processes, ragged", &["-n", "2"]),
-        setting("2 processes, ragged, in fours", &["-n", "2", "-o", "train.multi.micro_batch_size=4"]),
+        setting("1 process", &["-n", "1"]),
+        setting("2 processes", &["-n", "2"]),
+        setting("2 processes, in fours", &["-n", "2", "-o", "train.multi.micro_batch_size=4"]),
     ];
     println!("\nTraining the demo's student ({TURNS} turns, medians)");
     for _ in 0..TURNS {

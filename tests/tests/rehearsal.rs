@@ -33,7 +33,7 @@ fn a_recipe_survives_its_rehearsal_and_the_table_says_so() {
         "same weights, bit for bit",
         "same examples in the same order",
         "11 of 11 survived",
-        "did not come to collective 'gradients'",
+        "did not come to collective 'words of the batch'",
     ] {
         assert!(done.stdout.contains(part), "'{part}' is not in {done}");
     }

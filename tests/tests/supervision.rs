@@ -108,7 +108,8 @@ fn a_rank_that_does_not_come_to_a_collective_is_named_with_it() {
     let run = reference.before_training("hangs");
     let (noticed, finished) = with_failure(&run, "multi:hang:1:step-17");
     assert!(noticed < Duration::from_secs(DEADLINE + 2), "{noticed:?}");
-    for part in ["rank 1 (", "did not come to collective 'gradients' (no. ", "in which rank 0 (", "at step 17"] {
+    for part in ["rank 1 (", "did not come to collective 'words of the batch' (no. ", "in which rank 0 (", "at step 17"]
+    {
         assert!(finished.stderr.contains(part), "{part}: {finished}");
     }
     reference.assert_same(&run);

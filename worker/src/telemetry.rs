@@ -81,6 +81,8 @@ mod tests {
             examples: 1,
             tokens: 1,
             seconds: 0.1,
+            phases: Default::default(),
+            bytes_reduced: 0,
         };
         let mut metrics = Metrics::open(&path, 0).unwrap();
         (0..4).for_each(|s| metrics.add(&report(s)).unwrap());

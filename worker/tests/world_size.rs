@@ -3,15 +3,14 @@
 // Helpers of the tests fail as the tests do.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bam_cluster::comm::Threads;
-use bam_cluster::config::{Layout, OptimizerKind, RegressionOutput, Reproducible};
+use bam_cluster::config::{OptimizerKind, RegressionOutput, Reproducible};
 use bam_cluster::plan::slice_by_cost;
 use bam_cluster::task::Kind;
 use bam_worker::gradient::{Reduction, Tail, clip_scale, global_norm, tail_length};
-use bam_worker::model::{Bert, Head, Sequence};
+use bam_worker::model::{Bert, Head, Sequence, StepSeed};
 use bam_worker::optim::{Optimizer, spans};
 use bam_worker::train::{Item, Objective, backward};
 
@@ -19,12 +18,9 @@ const SHARDS: usize = 8;
 const BATCH: usize = 20;
 const STEPS: u64 = 3;
 
-/// Dropout draws from the one generator of the process, which a rank has for itself where ranks are processes.
-static GENERATOR: Mutex<()> = Mutex::new(());
-
 fn model() -> Bert {
     let config = serde_json::json!({
-        "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+        "vocab_size": 500, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
         "max_position_embeddings": 32, "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02,
     });
@@ -48,7 +44,7 @@ fn objective() -> Objective {
 
 /// Tokens of examples of different lengths.
 fn tokens() -> Vec<Vec<i32>> {
-    let token = |i: usize| move |j: usize| ((i * 31 + j * 17) % 50) as i32;
+    let token = |i: usize| move |j: usize| ((i * 31 + j * 17) % 500) as i32;
     (0..BATCH).map(|i| (0..4 + i * 7 % 13).map(token(i)).collect()).collect()
 }
 
@@ -56,11 +52,12 @@ fn tokens() -> Vec<Vec<i32>> {
 fn train(world: &Threads, micro_batch: usize) -> Vec<(Tail, Vec<u32>)> {
     let (mut model, objective, tokens) = (model(), objective(), tokens());
     let types = [0u8; 32];
-    let item = |i: usize| Item {
+    let item = |step: u64, i: usize| Item {
         task: i % 2,
         sequence: Sequence { tokens: &tokens[i], types: &types[..tokens[i].len()] },
         gold: [(i / 2 % 3) as f32, i as f32 / BATCH as f32][i % 2],
         teacher: None,
+        dropout: StepSeed::new(1, step).example(i),
     };
     let p = model.parameters();
     let spans = spans(p.specs(), p.ranges(), 2, 0.9, 0.01);
@@ -73,18 +70,17 @@ fn train(world: &Threads, micro_batch: usize) -> Vec<(Tail, Vec<u32>)> {
         for shard in reduction.own() {
             model.parameters_mut().zero_gradients();
             let mut tail = Tail::new(2);
-            for (i, examples) in slices[shard].chunks(micro_batch).enumerate() {
-                let items: Vec<Item> = examples.iter().map(|&i| item(i)).collect();
-                let _alone = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-                tch::manual_seed((step as i64 * 100 + shard as i64) * 100 + i as i64);
-                assert!(backward(&model, &items, &objective, 0.5, Layout::Ragged, &mut tail).is_empty());
+            for examples in slices[shard].chunks(micro_batch) {
+                let items: Vec<Item> = examples.iter().map(|&i| item(step, i)).collect();
+                assert!(backward(&mut model, &items, &objective, 0.5, &mut tail).diverged.is_empty());
             }
-            let buffer = model.parameters_mut().gradients_mut();
+            let (buffer, words) = model.parameters_mut().gradients_and_words();
             tail.write(&mut buffer[n..]);
-            reduction.take(shard, buffer);
+            reduction.take(shard, buffer, words);
         }
-        let buffer = model.parameters_mut().gradients_mut();
-        reduction.finish(world, buffer).unwrap();
+        let (buffer, words) = model.parameters_mut().gradients_and_words();
+        reduction.agree(world, words).unwrap();
+        reduction.finish(world, buffer, words).unwrap();
         let tail = Tail::read(&buffer[n..]);
         let (values, gradients) = model.parameters_mut().values_and_gradients();
         optimizer.step(values, gradients, clip_scale(global_norm(gradients), 1.0), 1e-2, step);

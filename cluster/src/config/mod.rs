@@ -13,7 +13,7 @@ pub use error::ConfigError;
 pub use given_teacher::{GivenTeacher, GivenTeachers};
 pub use load::{Override, load, load_resolved, load_with_defaults};
 pub use schema::{
-    Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, Launcher, Layout, Mode, ModelSection,
+    Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, Launcher, Mode, ModelSection,
     PredictedSplit, Recipe, RegressionOutput, Reproducible, Sampling, SamplingMethod, Truncation,
 };
 pub use slurm::{JOB_NAMES, JobSettings, Mail, SlurmSection};

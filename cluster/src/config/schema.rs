@@ -63,8 +63,8 @@ pub struct Recipe {
     pub slurm: SlurmSection,
 }
 
-/// What leaves every bit of the result as it is, on machines of one kind, with the same `cluster.threads` and
-/// `cluster.layout`. Anything else leaves the mathematics as it is, and changes rounding and dropout masks.
+/// What leaves every bit of the result as it is, on machines of one kind, with the same `cluster.threads`.
+/// Anything else leaves the mathematics as it is, dropout masks included, and changes rounding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reproducible {
@@ -353,8 +353,6 @@ pub struct ClusterSection {
     pub max_restarts: usize,
     /// Threads that libtorch uses in each rank.
     pub threads: usize,
-    /// How a rank lays out its share of a batch.
-    pub layout: Layout,
     /// More arguments for `mpirun`.
     pub mpirun_args: Vec<String>,
     /// More arguments for `srun`.
@@ -384,21 +382,10 @@ impl Default for ClusterSection {
             deadline: 300,
             max_restarts: 3,
             threads: 1,
-            layout: Layout::Ragged,
             mpirun_args: vec![],
             srun_args: vec![],
         }
     }
-}
-
-/// How a rank lays out the sequences that it computes at once. The result is the same up to rounding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Layout {
-    /// No padding at all: sequences of equal length share an attention call, everything else runs over all tokens.
-    Ragged,
-    /// One rectangle, padded to its longest sequence: fewer and larger kernels.
-    Padded,
 }
 
 impl ClusterSection {

@@ -146,6 +146,29 @@ pub struct StepReport {
     pub tokens: u64,
     /// Wall time.
     pub seconds: f64,
+    /// What rank 0 did in that time.
+    #[serde(default)]
+    pub phases: Phases,
+    /// Bytes of gradients that each rank handed in to be added up with those of others.
+    #[serde(default)]
+    pub bytes_reduced: u64,
+}
+
+/// The parts of a step, in seconds. What is missing to the whole lies between two steps: metrics, looking after a checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Phases {
+    /// Drawing the batch and putting it together.
+    pub data: f64,
+    /// Forward passes and losses.
+    pub forward: f64,
+    /// Backward passes.
+    pub backward: f64,
+    /// Waiting for the slowest rank.
+    pub waiting: f64,
+    /// Adding up the gradients of all ranks.
+    pub reduction: f64,
+    /// Clipping and updating.
+    pub optimizer: f64,
 }
 
 /// Why a rank cannot go on.

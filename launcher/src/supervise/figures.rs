@@ -117,6 +117,8 @@ mod tests {
             examples: 32,
             tokens: 1000,
             seconds: 2.0,
+            phases: Default::default(),
+            bytes_reduced: 0,
         }
     }
 

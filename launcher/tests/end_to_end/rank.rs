@@ -217,5 +217,7 @@ fn report(step: u64) -> StepReport {
         examples: 4,
         tokens: 20,
         seconds: 0.1,
+        phases: Default::default(),
+        bytes_reduced: 0,
     }
 }

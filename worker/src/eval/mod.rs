@@ -2,7 +2,7 @@
 //! every example counted exactly once.
 
 use anyhow::{Result, ensure};
-use bam_cluster::config::{Layout, RegressionOutput};
+use bam_cluster::config::RegressionOutput;
 use bam_cluster::plan::slice_by_cost;
 use bam_cluster::task::Kind;
 use tch::Tensor;
@@ -53,7 +53,6 @@ pub fn outputs(
     head: usize,
     set: &TokenSet,
     batches: &[EvalBatch],
-    layout: Layout,
     mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<f32>> {
     let width = model.heads()[head].outputs;
@@ -61,9 +60,8 @@ pub fn outputs(
     for examples in batches {
         let sequence = |&i: &usize| Sequence { tokens: set.tokens(i), types: set.token_types(i) };
         let sequences: Vec<Sequence> = examples.iter().map(sequence).collect();
-        let batch = Batch::new(&sequences, layout);
-        let values: Vec<f32> =
-            tch::no_grad(|| Vec::try_from(model.head(head, &model.pooled(&batch, false)).flatten(0, -1)))?;
+        let batch = Batch::new(&sequences);
+        let values: Vec<f32> = tch::no_grad(|| Vec::try_from(model.head(head, &model.pooled(&batch)).flatten(0, -1)))?;
         let start = all.len();
         all.resize(start + values.len(), 0f32);
         for (&position, row) in batch.order().iter().zip(values.chunks(width)) {
@@ -81,9 +79,9 @@ pub fn outputs(
 /// The model answers with something that is no number, or a collective did not come about.
 pub fn predict(session: &Session, model: &Bert, head: usize, kind: &Kind, set: &TokenSet) -> Result<Vec<f32>> {
     let (world, activity) = (session.world.as_ref(), &session.activity);
-    let (layout, output) = (session.recipe.cluster.layout, session.recipe.model.regression_output);
+    let output = session.recipe.model.regression_output;
     let shares = deal(set, world.size());
-    let raw = outputs(model, head, set, &shares[world.rank()], layout, |_| {
+    let raw = outputs(model, head, set, &shares[world.rank()], |_| {
         activity.progress();
         Ok(())
     })?;

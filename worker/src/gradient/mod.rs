@@ -3,9 +3,11 @@
 
 mod norm;
 mod reduction;
+mod rows;
 mod tail;
 mod tree;
 
 pub use norm::{clip_scale, global_norm};
 pub use reduction::Reduction;
+pub use rows::TouchedRows;
 pub use tail::{Tail, tail_length};

@@ -1,21 +1,26 @@
 //! The global norm of a gradient and what clipping makes of it.
 
+use multiversion::multiversion;
+
 /// Euclidean norm. Summed in blocks of float32 lanes that are added up in float64: accurate, vectorised, and the same
 /// bits whenever the input is.
 pub fn global_norm(gradients: &[f32]) -> f64 {
-    const LANES: usize = 16;
-    const BLOCK: usize = 4096;
-    let block_sum = |block: &[f32]| {
-        let (chunks, rest) = block.as_chunks::<LANES>();
-        let mut lanes = [0f32; LANES];
-        for chunk in chunks {
-            for (lane, x) in lanes.iter_mut().zip(chunk) {
-                *lane += x * x;
-            }
+    gradients.chunks(BLOCK).map(sum_of_squares).sum::<f64>().sqrt()
+}
+
+const LANES: usize = 16;
+const BLOCK: usize = 4096;
+
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
+fn sum_of_squares(block: &[f32]) -> f64 {
+    let (chunks, rest) = block.as_chunks::<LANES>();
+    let mut lanes = [0f32; LANES];
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += x * x;
         }
-        lanes.iter().chain(&rest.iter().map(|x| x * x).collect::<Vec<_>>()).map(|&x| f64::from(x)).sum::<f64>()
-    };
-    gradients.chunks(BLOCK).map(block_sum).sum::<f64>().sqrt()
+    }
+    lanes.iter().copied().chain(rest.iter().map(|x| x * x)).map(f64::from).sum()
 }
 
 /// The factor that brings a gradient of this norm down to `limit`; 1 if it is within.

@@ -1,11 +1,13 @@
 //! How the gradients of a global batch's shards become one sum on every rank: by MPI, in whatever order it adds, or in
 //! the fixed tree, which gives the same bits for every number of ranks.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use bam_cluster::comm::{CommError, Communicator};
 use bam_cluster::config::Reproducible;
 
+use super::rows::TouchedRows;
 use super::tree::Tree;
 
 /// Values that are exchanged at once in the fixed tree, so that memory beside the gradients stays bounded.
@@ -20,6 +22,10 @@ pub struct Reduction {
     pending: Vec<Vec<f32>>,
     /// Memory of earlier ones.
     spare: Vec<Vec<f32>>,
+    /// Words of the shards so far.
+    words: BTreeSet<usize>,
+    /// Touched rows of the word embeddings, one behind the other.
+    packed: Vec<f32>,
 }
 
 /// What ranks exchange to add up all of the tree.
@@ -42,7 +48,15 @@ impl Reduction {
                 (tree, Some(TreeSum::new(tree, ranks)))
             }
         };
-        Reduction { tree, own: tree.shards_of(rank, ranks), in_tree, pending: vec![], spare: vec![] }
+        Reduction {
+            tree,
+            own: tree.shards_of(rank, ranks),
+            in_tree,
+            pending: vec![],
+            spare: vec![],
+            words: BTreeSet::new(),
+            packed: vec![],
+        }
     }
 
     /// How many shards a global batch is cut into.
@@ -56,8 +70,11 @@ impl Reduction {
     }
 
     /// Takes the gradient of one of this rank's shards, which come in order. All but the last leave `gradient` to the
-    /// next; the last one's stays, to be [finished](Self::finish).
-    pub fn take(&mut self, shard: usize, gradient: &mut [f32]) {
+    /// next; the last one's stays, to be [finished](Self::finish). What is left there may have a gradient for words of
+    /// earlier shards.
+    pub fn take(&mut self, shard: usize, gradient: &mut [f32], words: &mut TouchedRows) {
+        self.words.extend(words.rows());
+        words.extend(self.words.iter().copied());
         for _ in 0..self.tree.nodes_completed(self.own.start, shard) {
             if let Some(left) = self.pending.pop() {
                 add(gradient, &left);
@@ -72,23 +89,77 @@ impl Reduction {
         }
     }
 
-    /// Makes `gradient` the sum over the shards of all ranks.
+    /// Finds out which word embeddings have a gradient on any rank, which is where ranks wait for the slowest of them; in the
+    /// fixed tree all rows count as such.
     ///
     /// # Errors
     /// A collective did not come about.
-    pub fn finish(&mut self, world: &dyn Communicator, gradient: &mut [f32]) -> Result<(), CommError> {
-        match &mut self.in_tree {
-            None => world.all_reduce_sum("gradients", gradient)?,
-            Some(sum) => {
-                for start in (0..gradient.len()).step_by(CHUNK) {
-                    let end = gradient.len().min(start + CHUNK);
-                    let nodes: Vec<&[f32]> = self.pending.iter().map(|node| &node[start..end]).collect();
-                    sum.finish(world, &nodes, &mut gradient[start..end])?;
-                }
-                self.spare.append(&mut self.pending);
+    pub fn agree(&self, world: &dyn Communicator, words: &mut TouchedRows) -> Result<(), CommError> {
+        if self.in_tree.is_some() {
+            words.touch_all();
+        } else if world.size() > 1 {
+            let own: Vec<u32> = words.rows().map(|row| row as u32).collect();
+            for rows in world.all_gather("words of the batch", bytemuck::cast_slice(&own))? {
+                words.extend(rows.as_chunks::<4>().0.iter().map(|row| u32::from_ne_bytes(*row) as usize));
+            }
+            // Rows are copied there and back; whoever has most of them had better send the matrix as it is.
+            if 2 * words.values() > words.end() {
+                words.touch_all();
             }
         }
         Ok(())
+    }
+
+    /// Makes `gradient` the sum over the shards of all ranks, after they have [agreed](Self::agree) on `words`. Returns how
+    /// many values this rank had to add up with others.
+    ///
+    /// # Errors
+    /// A collective did not come about.
+    pub fn finish(
+        &mut self,
+        world: &dyn Communicator,
+        gradient: &mut [f32],
+        words: &TouchedRows,
+    ) -> Result<usize, CommError> {
+        self.words.clear();
+        let Some(sum) = &mut self.in_tree else { return self.all_reduce(world, gradient, words) };
+        for start in (0..gradient.len()).step_by(CHUNK) {
+            let end = gradient.len().min(start + CHUNK);
+            let nodes: Vec<&[f32]> = self.pending.iter().map(|node| &node[start..end]).collect();
+            sum.finish(world, &nodes, &mut gradient[start..end])?;
+        }
+        self.spare.append(&mut self.pending);
+        Ok(if world.size() > 1 { gradient.len() } else { 0 })
+    }
+
+    /// The sum in whatever order the communicator adds; of the word embeddings, the touched rows alone.
+    fn all_reduce(
+        &mut self,
+        world: &dyn Communicator,
+        gradient: &mut [f32],
+        words: &TouchedRows,
+    ) -> Result<usize, CommError> {
+        if world.size() == 1 {
+            return Ok(0);
+        }
+        let (matrix, rest) = gradient.split_at_mut(words.end());
+        let ranges = words.ranges();
+        match &ranges[..] {
+            [whole] if whole.len() == matrix.len() => world.all_reduce_sum("gradients", matrix)?,
+            _ => {
+                self.packed.clear();
+                ranges.iter().for_each(|range| self.packed.extend_from_slice(&matrix[range.clone()]));
+                world.all_reduce_sum("gradients of words", &mut self.packed)?;
+                let mut packed = &self.packed[..];
+                for range in ranges {
+                    let (own, others) = packed.split_at(range.len());
+                    matrix[range].copy_from_slice(own);
+                    packed = others;
+                }
+            }
+        }
+        world.all_reduce_sum("gradients", rest)?;
+        Ok(words.values() + rest.len())
     }
 }
 
@@ -167,12 +238,14 @@ mod tests {
         let one = |world: &Threads| {
             let mut reduction = Reduction::new(Reproducible::WorldSize, shards, world);
             let mut buffer = vec![f32::NAN; length];
+            let mut words = TouchedRows::none(length / 8, 2);
             for _ in 0..2 {
                 for shard in reduction.own() {
                     buffer.copy_from_slice(&gradient(shard, length));
-                    reduction.take(shard, &mut buffer);
+                    reduction.take(shard, &mut buffer, &mut words);
                 }
-                reduction.finish(world, &mut buffer).unwrap();
+                reduction.agree(world, &mut words).unwrap();
+                reduction.finish(world, &mut buffer, &words).unwrap();
             }
             buffer.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
         };
@@ -208,6 +281,39 @@ mod tests {
             let of = |shard: usize| gradient(shard, length)[i];
             let expected = (of(0) + of(1)) + (of(2) + of(3));
             assert_eq!(found[i], expected.to_bits(), "value {i}");
+        }
+    }
+
+    #[test]
+    fn words_that_some_rank_has_are_added_up_and_others_left_alone() {
+        // Of 8 rows of 2 values, with 4 values besides; from half of them on, all rows are sent.
+        for (touched, sent) in [([vec![1, 3], vec![3, 4]], 3 * 2 + 4), ([vec![0, 1, 2], vec![6, 7]], 8 * 2 + 4)] {
+            let all: Vec<(Vec<f32>, usize)> = std::thread::scope(|scope| {
+                let threads = Threads::world(2, Duration::from_secs(60)).into_iter().map(|world| {
+                    let mut words = TouchedRows::none(8, 2);
+                    words.extend(touched[world.rank()].clone());
+                    scope.spawn(move || {
+                        let mut reduction = Reduction::new(Reproducible::Processes, 8, &world);
+                        let mut gradient: Vec<f32> = (0..20).map(|i| (i * (world.rank() + 1)) as f32).collect();
+                        reduction.agree(&world, &mut words).unwrap();
+                        let sent = reduction.finish(&world, &mut gradient, &words).unwrap();
+                        (
+                            words
+                                .ranges()
+                                .iter()
+                                .chain([&(16..20)])
+                                .flat_map(|r| gradient[r.clone()].to_vec())
+                                .collect(),
+                            sent,
+                        )
+                    })
+                });
+                threads.collect::<Vec<_>>().into_iter().map(|t| t.join().unwrap()).collect()
+            });
+            let values: Vec<f32> = all[0].0.clone();
+            assert_eq!(all, vec![(values.clone(), sent); 2]);
+            let rows = if sent == 20 { (0..20).collect() } else { vec![2, 3, 6, 7, 8, 9, 16, 17, 18, 19] };
+            assert_eq!(values, rows.iter().map(|i| 3.0 * *i as f32).collect::<Vec<f32>>());
         }
     }
 

@@ -1,7 +1,5 @@
-//! Sequences laid out as rows of one token matrix: consecutive rectangles of sequences that are equally long, or one
-//! rectangle with padding. The model reads both alike.
+//! Sequences laid out as rows of one token matrix: consecutive rectangles of sequences that are equally long, and no padding.
 
-use bam_cluster::config::Layout;
 use tch::Tensor;
 
 /// One sequence to put into a batch.
@@ -22,45 +20,36 @@ pub(super) struct Rectangle {
 
 /// Sequences as the model reads them.
 pub struct Batch {
-    /// Token ids, int64 [rows].
-    pub(super) ids: Tensor,
-    /// Segments, int64 [rows].
-    pub(super) types: Tensor,
-    /// Positions, int64 [rows].
-    pub(super) positions: Tensor,
-    /// Row of each sequence's first token, int64 [sequences].
-    pub(super) first_rows: Tensor,
-    pub(super) rectangles: Vec<Rectangle>,
-    /// With padding: 0 for tokens and −∞ for padding, float32 [sequences, 1, 1, length].
-    pub(super) mask: Option<Tensor>,
+    /// Word, position and segment of each row.
+    inputs: Vec<[usize; 3]>,
+    lengths: Vec<usize>,
+    first_rows: Tensor,
+    rectangles: Vec<Rectangle>,
     order: Vec<usize>,
-    tokens: usize,
 }
 
 impl Batch {
     /// Lays out `sequences`. Outputs of the model come in the order of [`order`](Self::order).
-    pub fn new(sequences: &[Sequence], layout: Layout) -> Batch {
+    pub fn new(sequences: &[Sequence]) -> Batch {
         let mut order: Vec<usize> = (0..sequences.len()).collect();
         order.sort_by_key(|&i| (sequences[i].tokens.len(), i));
         let lengths: Vec<usize> = order.iter().map(|&i| sequences[i].tokens.len()).collect();
-        let rectangles = rectangles(&lengths, layout);
-        let widths: Vec<usize> =
-            rectangles.iter().flat_map(|r| vec![r.length as usize; r.sequences as usize]).collect();
-        let mut rows = Rows::default();
-        for (&i, &width) in order.iter().zip(&widths) {
-            rows.add(sequences[i], width);
-        }
-        let tokens: usize = lengths.iter().sum();
-        let padded = tokens < rows.ids.len();
+        let rows = |sequence: &Sequence| {
+            let tokens = sequence.tokens.iter().zip(sequence.types).enumerate();
+            tokens.map(|(position, (&word, &segment))| [word as usize, position, usize::from(segment)]).collect()
+        };
+        let inputs: Vec<Vec<[usize; 3]>> = order.iter().map(|&i| rows(&sequences[i])).collect();
+        let first_rows: Vec<i64> =
+            lengths.iter().scan(0, |row, &length| Some(std::mem::replace(row, *row + length as i64))).collect();
+        let rectangles = lengths.chunk_by(|a, b| a == b);
         Batch {
-            mask: padded.then(|| mask(&lengths, widths[0])),
-            ids: Tensor::from_slice(&rows.ids),
-            types: Tensor::from_slice(&rows.types),
-            positions: Tensor::from_slice(&rows.positions),
-            first_rows: Tensor::from_slice(&rows.first),
-            rectangles,
+            inputs: inputs.concat(),
+            first_rows: Tensor::from_slice(&first_rows),
+            rectangles: rectangles
+                .map(|same| Rectangle { sequences: same.len() as i64, length: same[0] as i64 })
+                .collect(),
+            lengths,
             order,
-            tokens,
         }
     }
 
@@ -69,49 +58,34 @@ impl Batch {
         &self.order
     }
 
-    /// Tokens, padding not counted.
+    /// Number of tokens.
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.inputs.len()
     }
-}
 
-fn rectangles(ascending_lengths: &[usize], layout: Layout) -> Vec<Rectangle> {
-    match layout {
-        Layout::Ragged => ascending_lengths
-            .chunk_by(|a, b| a == b)
-            .map(|same| Rectangle { sequences: same.len() as i64, length: same[0] as i64 })
-            .collect(),
-        Layout::Padded => {
-            let longest = ascending_lengths.last().copied().unwrap_or(0);
-            vec![Rectangle { sequences: ascending_lengths.len() as i64, length: longest as i64 }]
-        }
+    /// Rows of the token matrix.
+    pub(super) fn rows(&self) -> i64 {
+        self.inputs.len() as i64
     }
-}
 
-fn mask(lengths: &[usize], width: usize) -> Tensor {
-    let value = |inside: bool| if inside { 0.0 } else { f32::NEG_INFINITY };
-    let values: Vec<f32> = lengths.iter().flat_map(|&n| (0..width).map(move |i| value(i < n))).collect();
-    Tensor::from_slice(&values).view([lengths.len() as i64, 1, 1, width as i64])
-}
+    /// Word, position and segment of each row.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = [usize; 3]> {
+        self.inputs.iter().copied()
+    }
 
-#[derive(Default)]
-struct Rows {
-    ids: Vec<i64>,
-    types: Vec<i64>,
-    positions: Vec<i64>,
-    first: Vec<i64>,
-}
+    /// Tokens of each sequence, ascending.
+    pub(super) fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.lengths.iter().copied()
+    }
 
-impl Rows {
-    /// Adds a sequence, padded with token 0 to `width`.
-    fn add(&mut self, sequence: Sequence, width: usize) {
-        let end = self.ids.len() + width;
-        self.first.push(self.ids.len() as i64);
-        self.ids.extend(sequence.tokens.iter().map(|&t| i64::from(t)));
-        self.types.extend(sequence.types.iter().map(|&t| i64::from(t)));
-        self.ids.resize(end, 0);
-        self.types.resize(end, 0);
-        self.positions.extend(0..width as i64);
+    /// Row of each sequence's first token, int64 [sequences].
+    pub(super) fn first_rows(&self) -> &Tensor {
+        &self.first_rows
+    }
+
+    /// Sequences that are equally long, in the order of the rows.
+    pub(super) fn rectangles(&self) -> &[Rectangle] {
+        &self.rectangles
     }
 }
 
@@ -119,29 +93,18 @@ impl Rows {
 mod tests {
     use super::*;
 
-    fn batch(lengths: &[usize], layout: Layout) -> Batch {
-        let tokens: Vec<Vec<i32>> = lengths.iter().map(|&n| vec![n as i32; n]).collect();
-        let types: Vec<Vec<u8>> = lengths.iter().map(|&n| vec![0; n]).collect();
-        let sequences: Vec<Sequence> =
-            tokens.iter().zip(&types).map(|(t, y)| Sequence { tokens: t, types: y }).collect();
-        Batch::new(&sequences, layout)
-    }
-
     #[test]
-    fn ragged_batches_hold_tokens_only() {
-        let b = batch(&[3, 2, 3], Layout::Ragged);
+    fn batches_hold_tokens_only_the_shortest_sequence_first() {
+        let tokens: Vec<Vec<i32>> = [3, 2, 3].iter().enumerate().map(|(i, &n)| vec![i as i32; n]).collect();
+        let types = [0u8, 1, 1];
+        let sequences: Vec<Sequence> =
+            tokens.iter().map(|t| Sequence { tokens: t, types: &types[..t.len()] }).collect();
+        let b = Batch::new(&sequences);
         assert_eq!(b.order(), [1, 0, 2]);
         assert_eq!(b.rectangles, [Rectangle { sequences: 1, length: 2 }, Rectangle { sequences: 2, length: 3 }]);
-        assert_eq!((b.ids.size()[0], b.tokens(), b.mask.is_none()), (8, 8, true));
+        assert_eq!((b.rows(), b.tokens(), b.lengths().collect::<Vec<_>>()), (8, 8, vec![2, 3, 3]));
         assert_eq!(Vec::<i64>::try_from(&b.first_rows).unwrap(), [0, 2, 5]);
-    }
-
-    #[test]
-    fn padded_batches_are_one_rectangle_with_a_mask() {
-        let b = batch(&[3, 1], Layout::Padded);
-        assert_eq!(b.rectangles, [Rectangle { sequences: 2, length: 3 }]);
-        assert_eq!((b.ids.size()[0], b.tokens()), (6, 4));
-        let mask: Vec<f32> = Vec::try_from(b.mask.unwrap().flatten(0, -1)).unwrap();
-        assert_eq!(mask, [0.0, f32::NEG_INFINITY, f32::NEG_INFINITY, 0.0, 0.0, 0.0]);
+        let inputs: Vec<[usize; 3]> = b.inputs().take(5).collect();
+        assert_eq!(inputs, [[1, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 1], [0, 2, 1]]);
     }
 }

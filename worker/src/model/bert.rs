@@ -1,29 +1,55 @@
-//! The forward pass: BERT's encoder, its pooler, and one head per task (Devlin et al. 2019; BAM section 2.1).
+//! BERT's encoder, its pooler, and one head per task (Devlin et al. 2019; BAM section 2.1), forward and backward.
+//!
+//! The backward pass of encoder and embeddings is written out, layer by layer. What is above them (pooler, heads, losses)
+//! is small and varied, and libtorch differentiates it.
 
 use bam_cluster::encoder::EncoderConfig;
 use tch::Tensor;
 
-use super::attention::Attention;
 use super::batch::Batch;
+use super::dropout::{DropoutKey, Rate, Site, mask};
+use super::embedding::{EMBEDDING_TENSORS, Embedding, EmbeddingPass};
+use super::layer::{Dropout, LAYER_TENSORS, Layer, LayerPass};
 use super::parameters::Parameters;
 use super::shape::{Head, specs};
+use crate::tensor_memory::floats_mut;
 
 /// BERT with heads.
 pub struct Bert {
     config: EncoderConfig,
     heads: Vec<Head>,
     parameters: Parameters,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    /// Weight and bias of the pooler, and of each head.
+    top: Vec<[Tensor; 2]>,
 }
 
-/// Parameters before the first encoder layer, and of each layer, in the order of `specs`.
-const EMBEDDING_TENSORS: usize = 5;
-const LAYER_TENSORS: usize = 16;
+/// One forward pass in training, which waits for its backward pass.
+pub struct Pass {
+    batch: Batch,
+    keys: Vec<DropoutKey>,
+    embedding: EmbeddingPass,
+    layers: Vec<LayerPass>,
+    /// The last layer's output for first tokens, [sequences, hidden]: a leaf of libtorch's graph.
+    first_tokens: Tensor,
+}
 
 impl Bert {
     /// A model whose parameters are all zero. `gradient_tail`: see [`Parameters::new`].
     pub fn new(config: EncoderConfig, heads: Vec<Head>, gradient_tail: usize) -> Self {
         let parameters = Parameters::new(specs(&config, &heads), gradient_tail);
-        Bert { config, heads, parameters }
+        let start = |layer: usize| EMBEDDING_TENSORS + LAYER_TENSORS * layer;
+        let layers = config.num_hidden_layers;
+        let top = (0..=heads.len()).map(|i| [0, 1].map(|j| parameters.leaf(start(layers) + 2 * i + j)));
+        Bert {
+            embedding: Embedding::new(&parameters, config.layer_norm_eps),
+            layers: (0..layers).map(|i| Layer::new(&parameters, &config, i, start(i))).collect(),
+            top: top.collect(),
+            config,
+            heads,
+            parameters,
+        }
     }
 
     /// Its shape.
@@ -46,54 +72,79 @@ impl Bert {
         &mut self.parameters
     }
 
-    /// Pooled outputs, [sequences, hidden], in the order of the batch; `train` switches dropout on.
-    pub fn pooled(&self, batch: &Batch, train: bool) -> Tensor {
-        let mut x = self.embed(batch, train);
-        for layer in 0..self.config.num_hidden_layers {
-            // After the last layer nothing but the first tokens is looked at.
-            x = self.layer(layer, &x, batch, train, layer + 1 == self.config.num_hidden_layers);
+    /// Pooled outputs without dropout, [sequences, hidden], in the order of the batch.
+    pub fn pooled(&self, batch: &Batch) -> Tensor {
+        tch::no_grad(|| {
+            let dropout = Dropout { hidden: None, attention: None, keys: &[] };
+            let (mut x, _) = self.embedding.forward(batch, dropout);
+            for (i, layer) in self.layers.iter().enumerate() {
+                (x, _) = layer.forward(x, batch, dropout, i + 1 == self.layers.len());
+            }
+            self.pool(&x)
+        })
+    }
+
+    /// A forward pass in training, with dropout; `keys` are those of the sequences in the order in which they were given.
+    pub fn encode(&self, batch: Batch, keys: &[DropoutKey]) -> Pass {
+        let keys: Vec<DropoutKey> = batch.order().iter().map(|&i| keys[i]).collect();
+        let _no_grad = tch::no_grad_guard();
+        let dropout = dropout(&self.config, &keys);
+        let (mut x, embedding) = self.embedding.forward(&batch, dropout);
+        let mut layers = vec![];
+        for (i, layer) in self.layers.iter().enumerate() {
+            let (output, pass) = layer.forward(x, &batch, dropout, i + 1 == self.layers.len());
+            x = output;
+            layers.push(pass);
         }
-        let p = &self.parameters.leaves()[EMBEDDING_TENSORS + LAYER_TENSORS * self.config.num_hidden_layers..];
-        let pooled = x.linear(&p[0], Some(&p[1])).tanh();
-        pooled.dropout(self.config.hidden_dropout_prob, train)
+        Pass { batch, keys, embedding, layers, first_tokens: x.set_requires_grad(true) }
+    }
+
+    /// Pooled outputs with dropout, [sequences, hidden], in the order of the batch, for libtorch to differentiate.
+    pub fn pooled_in_training(&self, pass: &Pass) -> Tensor {
+        let pooled = self.pool(&pass.first_tokens);
+        let Some(rate) = Rate::new(self.config.hidden_dropout_prob) else { return pooled };
+        let mut masks = tch::no_grad(|| pooled.empty_like());
+        for (row, key) in floats_mut(&mut masks).chunks_exact_mut(self.config.hidden_size).zip(&pass.keys) {
+            mask(key.row(Site::Pooler, 0), rate, row);
+        }
+        pooled * masks
     }
 
     /// Outputs of head `head` for pooled rows: [rows, outputs].
     pub fn head(&self, head: usize, pooled: &Tensor) -> Tensor {
-        let start = EMBEDDING_TENSORS + LAYER_TENSORS * self.config.num_hidden_layers + 2 + 2 * head;
-        let p = &self.parameters.leaves()[start..];
-        pooled.linear(&p[0], Some(&p[1]))
+        let [weight, bias] = &self.top[1 + head];
+        pooled.linear(weight, Some(bias))
     }
 
-    fn embed(&self, batch: &Batch, train: bool) -> Tensor {
-        let p = &self.parameters.leaves()[..EMBEDDING_TENSORS];
-        let look_up = |table: &Tensor, ids: &Tensor| Tensor::embedding(table, ids, -1, false, false);
-        let sum = look_up(&p[0], &batch.ids) + look_up(&p[1], &batch.positions) + look_up(&p[2], &batch.types);
-        self.layer_norm(&sum, &p[3], &p[4]).dropout(self.config.hidden_dropout_prob, train)
+    /// Adds to the gradients of all parameters, after libtorch has done so for what is above the encoder.
+    pub fn backward(&mut self, pass: Pass) {
+        let _no_grad = tch::no_grad_guard();
+        let Pass { batch, keys, embedding, layers, first_tokens } = pass;
+        let is_first = self.parameters.begin_backward(batch.inputs().map(|[word, _, _]| word));
+        let dropout = dropout(&self.config, &keys);
+        let mut gradient = first_tokens.grad();
+        drop(first_tokens);
+        for (layer, pass) in self.layers.iter_mut().zip(layers).rev() {
+            gradient = layer.backward(gradient, pass, &batch, dropout, is_first);
+        }
+        self.embedding.backward(gradient, &embedding, &batch, dropout);
     }
 
-    /// One encoder layer: [rows, hidden] → [rows, hidden], or [sequences, hidden] with `first_only`.
-    fn layer(&self, index: usize, x: &Tensor, batch: &Batch, train: bool, first_only: bool) -> Tensor {
-        let start = EMBEDDING_TENSORS + LAYER_TENSORS * index;
-        let p = &self.parameters.leaves()[start..start + LAYER_TENSORS];
-        let dense = |x: &Tensor, i: usize| x.linear(&p[i], Some(&p[i + 1]));
-        let dropout = |x: Tensor| x.dropout(self.config.hidden_dropout_prob, train);
-        let attention = Attention {
-            heads: self.config.num_attention_heads as i64,
-            dropout: self.config.attention_probs_dropout_prob,
-            train,
-            rectangles: &batch.rectangles,
-            mask: batch.mask.as_ref(),
-        };
-        let residual = if first_only { x.index_select(0, &batch.first_rows) } else { x.shallow_clone() };
-        let context = attention.apply(&dense(&residual, 0), &dense(x, 2), &dense(x, 4));
-        let x = self.layer_norm(&(dropout(dense(&context, 6)) + residual), &p[8], &p[9]);
-        let inner = dense(&x, 10).gelu("none");
-        self.layer_norm(&(dropout(dense(&inner, 12)) + &x), &p[14], &p[15])
+    fn pool(&self, first_tokens: &Tensor) -> Tensor {
+        let [weight, bias] = &self.top[0];
+        first_tokens.linear(weight, Some(bias)).tanh()
     }
+}
 
-    fn layer_norm(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
-        let width = [self.config.hidden_size as i64];
-        x.layer_norm(width, Some(weight), Some(bias), self.config.layer_norm_eps, false)
+fn dropout<'a>(config: &EncoderConfig, keys: &'a [DropoutKey]) -> Dropout<'a> {
+    let rates = [config.hidden_dropout_prob, config.attention_probs_dropout_prob];
+    let [hidden, attention] = rates.map(Rate::new);
+    Dropout { hidden, attention, keys }
+}
+
+impl Pass {
+    /// What was encoded.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
     }
 }

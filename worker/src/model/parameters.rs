@@ -6,15 +6,25 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use super::shape::{Init, ParameterSpec};
+use crate::gradient::TouchedRows;
 use crate::tensor_memory::floats_mut;
 
 /// A model's parameters and their gradients.
 pub struct Parameters {
     specs: Vec<ParameterSpec>,
     ranges: Vec<Range<usize>>,
-    leaves: Vec<Tensor>,
     values: Tensor,
     gradients: Tensor,
+    /// The word embeddings whose gradients are not zero.
+    words: TouchedRows,
+    /// Gradients of the encoder's weights are what an earlier backward pass left, and wait for the next one's.
+    is_stale: bool,
+}
+
+/// A parameter, or several that lie side by side, and its gradient, as views of the flat buffers.
+pub(super) struct View {
+    pub value: Tensor,
+    pub gradient: Tensor,
 }
 
 impl Parameters {
@@ -31,15 +41,26 @@ impl Parameters {
         let options = (Kind::Float, Device::Cpu);
         let values = Tensor::zeros([total as i64], options);
         let gradients = Tensor::zeros([(total + tail) as i64], options);
-        let view = |whole: &Tensor, spec: &ParameterSpec, range: &Range<usize>| {
-            whole.narrow(0, range.start as i64, range.len() as i64).view(&spec.shape[..])
-        };
-        let leaf = |(spec, range)| view(&values, spec, range).detach().set_requires_grad(true);
-        let leaves: Vec<Tensor> = specs.iter().zip(&ranges).map(leaf).collect();
-        for ((spec, range), leaf) in specs.iter().zip(&ranges).zip(&leaves) {
-            attach_gradient(leaf, &view(&gradients, spec, range));
-        }
-        Parameters { specs, ranges, leaves, values, gradients }
+        let width = specs.first().and_then(|spec| spec.shape.last()).map_or(1, |width| *width as usize);
+        let words = TouchedRows::none(ranges.first().map_or(0, Range::len) / width, width);
+        Parameters { specs, ranges, values, gradients, words, is_stale: false }
+    }
+
+    /// Parameter `index` and so many behind it, of the same shape, as one: their rows below one another.
+    pub(super) fn joined(&self, index: usize, further: usize) -> View {
+        let mut shape = self.specs[index].shape.clone();
+        shape[0] *= further as i64 + 1;
+        let (start, end) = (self.ranges[index].start, self.ranges[index + further].end);
+        let view = |whole: &Tensor| whole.narrow(0, start as i64, (end - start) as i64).view(&shape[..]);
+        View { value: view(&self.values), gradient: view(&self.gradients) }
+    }
+
+    /// Parameter `index` for libtorch to differentiate, which then adds to the flat buffer of gradients by itself.
+    pub(super) fn leaf(&self, index: usize) -> Tensor {
+        let View { value, gradient } = self.joined(index, 0);
+        let leaf = value.detach().set_requires_grad(true);
+        attach_gradient(&leaf, &gradient);
+        leaf
     }
 
     /// Gives the parameters that are not pretrained their first values.
@@ -49,14 +70,15 @@ impl Parameters {
         let is_pooler = |spec: &ParameterSpec| spec.init == Init::PretrainedPooler;
         // The pooler comes last, so that heads start from the same values whether it is pretrained or not.
         for pooler in [false, true] {
-            for (spec, leaf) in self.specs.iter().zip(&mut self.leaves).filter(|(s, _)| is_pooler(s) == pooler) {
+            for (index, spec) in self.specs.iter().enumerate().filter(|(_, s)| is_pooler(s) == pooler) {
+                let mut value = self.joined(index, 0).value;
                 match spec.init {
                     Init::Pretrained => {}
-                    Init::PretrainedPooler if spec.name.ends_with("bias") => _ = leaf.zero_(),
+                    Init::PretrainedPooler if spec.name.ends_with("bias") => _ = value.zero_(),
                     Init::TruncatedNormal | Init::PretrainedPooler => {
-                        leaf.copy_(&truncated_normal(&spec.shape, 0.02));
+                        value.copy_(&truncated_normal(&spec.shape, 0.02));
                     }
-                    Init::Zero => _ = leaf.zero_(),
+                    Init::Zero => _ = value.zero_(),
                 }
             }
         }
@@ -70,11 +92,6 @@ impl Parameters {
     /// Where each parameter lies in the flat buffers.
     pub fn ranges(&self) -> &[Range<usize>] {
         &self.ranges
-    }
-
-    /// The parameter tensors, in the order of [`specs`](Self::specs).
-    pub fn leaves(&self) -> &[Tensor] {
-        &self.leaves
     }
 
     /// Number of values.
@@ -94,18 +111,55 @@ impl Parameters {
 
     /// All gradients, and the tail.
     pub fn gradients_mut(&mut self) -> &mut [f32] {
+        self.settle();
         floats_mut(&mut self.gradients)
+    }
+
+    /// All gradients, the tail, and which word embeddings' gradients are not zero.
+    pub fn gradients_and_words(&mut self) -> (&mut [f32], &mut TouchedRows) {
+        self.settle();
+        (floats_mut(&mut self.gradients), &mut self.words)
     }
 
     /// Values to change and gradients to read (without the tail).
     pub fn values_and_gradients(&mut self) -> (&mut [f32], &mut [f32]) {
         let n = self.len();
+        self.settle();
         (floats_mut(&mut self.values), &mut floats_mut(&mut self.gradients)[..n])
     }
 
-    /// Sets all gradients, and the tail, to zero.
+    /// Sets all gradients, and the tail, to zero; those that the next backward pass writes anyway only then, should it not
+    /// come.
     pub fn zero_gradients(&mut self) {
-        let _ = self.gradients.zero_();
+        let gradients = floats_mut(&mut self.gradients);
+        for range in self.words.ranges() {
+            gradients[range].fill(0.0);
+        }
+        self.words.clear();
+        for (spec, range) in self.specs.iter().zip(&self.ranges).skip(1) {
+            if !spec.is_encoder_weight() {
+                gradients[range.clone()].fill(0.0);
+            }
+        }
+        gradients[self.ranges.last().map_or(0, |r| r.end)..].fill(0.0);
+        self.is_stale = true;
+    }
+
+    /// Whether the backward pass that begins, with these words, is the first one since gradients were set to zero: it has to
+    /// write the gradients of the encoder's weights, others add to them.
+    pub(super) fn begin_backward(&mut self, words: impl Iterator<Item = usize>) -> bool {
+        self.words.extend(words);
+        std::mem::replace(&mut self.is_stale, false)
+    }
+
+    /// Makes the gradients those of the backward passes so far, should there have been none.
+    fn settle(&mut self) {
+        if std::mem::replace(&mut self.is_stale, false) {
+            let gradients = floats_mut(&mut self.gradients);
+            for (_, range) in self.specs.iter().zip(&self.ranges).filter(|(spec, _)| spec.is_encoder_weight()) {
+                gradients[range.clone()].fill(0.0);
+            }
+        }
     }
 }
 
@@ -134,18 +188,43 @@ mod tests {
     }
 
     #[test]
-    fn backward_adds_into_the_flat_buffer() {
+    fn libtorch_adds_into_the_flat_buffer() {
         let specs = vec![spec("a", &[2, 2], Init::Zero), spec("b", &[3], Init::Zero)];
         let mut p = Parameters::new(specs, 1);
         p.values_mut().copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        let [a, b] = [0, 1].map(|i| p.leaf(i));
         for _ in 0..2 {
-            let loss = (&p.leaves()[0] * &p.leaves()[0]).sum(Kind::Float) + p.leaves()[1].sum(Kind::Float);
+            let loss = (&a * &a).sum(Kind::Float) + b.sum(Kind::Float);
             loss.backward();
         }
-        assert_eq!(p.gradients_mut(), [4.0, 8.0, 12.0, 16.0, 2.0, 2.0, 2.0, 0.0]);
+        assert_eq!(
+            p.gradients_mut(),
+            [2.0, 4.0, 6.0, 8.0, 1.0, 1.0, 1.0, 0.0].map(|g| if g > 0.0 { g * 2.0 } else { g })
+        );
+        p.begin_backward([0, 1].into_iter());
         p.zero_gradients();
-        p.leaves()[1].sum(Kind::Float).backward();
+        b.sum(Kind::Float).backward();
         assert_eq!(p.gradients_mut(), [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn weights_of_the_encoder_are_zeroed_when_somebody_looks() {
+        let mut p = Parameters::new(
+            vec![
+                spec("words", &[2, 1], Init::Zero),
+                spec("bert.encoder.layer.0.x.weight", &[2, 1], Init::Zero),
+                spec("bert.encoder.layer.0.x.bias", &[1], Init::Zero),
+            ],
+            1,
+        );
+        p.gradients_mut().fill(1.0);
+        p.begin_backward([1].into_iter());
+        p.zero_gradients();
+        // Words that did not occur are zero anyway.
+        assert_eq!(floats_mut(&mut p.gradients), [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
+        assert_eq!(p.gradients_mut(), [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        p.zero_gradients();
+        assert!(p.begin_backward([].into_iter()) && !p.begin_backward([].into_iter()));
     }
 
     #[test]

@@ -48,6 +48,11 @@ impl ParameterSpec {
         !self.name.contains("LayerNorm") && !self.name.ends_with("bias")
     }
 
+    /// Whether it is the weight of a dense layer of the encoder: the bulk of the model.
+    pub(super) fn is_encoder_weight(&self) -> bool {
+        self.name.starts_with("bert.encoder.") && self.shape.len() == 2
+    }
+
     /// True if there is no value in it, which never happens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -65,8 +70,11 @@ pub fn specs(config: &EncoderConfig, heads: &[Head]) -> Vec<ParameterSpec> {
     list.affine(0, format!("{e}.LayerNorm"), &[h], h);
     for i in 0..config.num_hidden_layers {
         let l = format!("bert.encoder.layer.{i}");
-        for part in ["query", "key", "value"] {
-            list.affine(i + 1, format!("{l}.attention.self.{part}"), &[h, h], h);
+        // Neighbours of one kind, so that two or three of them can be read as one matrix.
+        for (kind, shape) in [("weight", &[h, h][..]), ("bias", &[h])] {
+            for part in ["query", "key", "value"] {
+                list.add(i + 1, format!("{l}.attention.self.{part}.{kind}"), shape);
+            }
         }
         list.affine(i + 1, format!("{l}.attention.output.dense"), &[h, h], h);
         list.affine(i + 1, format!("{l}.attention.output.LayerNorm"), &[h], h);

@@ -125,7 +125,7 @@ fn one_teacher(session: &Session, teacher: &Teacher, set: &TokenSet, progress: &
     let mine = deal(set, size).swap_remove(session.world.rank());
     // As if all ranks were as far as this one, until the teacher's end is certain.
     let (mut done, end) = (progress.done, progress.done + set.len() as u64);
-    let raw = outputs(&model, 0, set, &mine, session.recipe.cluster.layout, |n| {
+    let raw = outputs(&model, 0, set, &mine, |n| {
         done = end.min(done + (n * size) as u64);
         session.activity.progress();
         session.tell(&FromRank::Progress { done, total: progress.total })

@@ -3,7 +3,7 @@
 use bam_cluster::task::Kind;
 
 use crate::data::TokenSet;
-use crate::model::Sequence;
+use crate::model::{DropoutKey, Sequence};
 
 /// One task's training examples.
 pub struct TrainTask {
@@ -26,17 +26,20 @@ pub struct Item<'a> {
     pub gold: f32,
     /// The teachers' predictions.
     pub teacher: Option<&'a [f32]>,
+    /// What its dropout masks follow from.
+    pub dropout: DropoutKey,
 }
 
 impl TrainTask {
     /// One example; `task` is this task's index.
-    pub fn item(&self, task: usize, example: usize) -> Item<'_> {
+    pub fn item(&self, task: usize, example: usize, dropout: DropoutKey) -> Item<'_> {
         let outputs = self.kind.outputs();
         Item {
             task,
             sequence: Sequence { tokens: self.set.tokens(example), types: self.set.token_types(example) },
             gold: unit_label(&self.kind, self.set.labels[example]),
             teacher: self.teacher.as_ref().map(|t| &t[example * outputs..(example + 1) * outputs]),
+            dropout,
         }
     }
 }

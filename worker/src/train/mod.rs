@@ -9,11 +9,12 @@ mod trainer;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use bam_cluster::comm::Activity;
 use bam_cluster::fault::Point;
-use bam_cluster::protocol::{FromRank, StepReport, ToRank, TrainOrder};
+use bam_cluster::protocol::{FromRank, Phases, StepReport, ToRank, TrainOrder};
 
 pub use data::{Item, TrainTask};
-pub use step::{Objective, backward};
+pub use step::{Differentiated, Objective, backward};
 pub use trainer::{Diverged, Trainer};
 
 use crate::gradient::{Tail, clip_scale, global_norm};
@@ -71,20 +72,20 @@ fn one_step(
     order: &TrainOrder,
     step: u64,
 ) -> Result<Tail> {
-    let start = Instant::now();
+    let (start, mut phases) = (Instant::now(), Phases::default());
+    let (world, activity) = (session.world.as_ref(), &session.activity);
     let schedule = trainer.schedule();
     let (lambda, rate) = (schedule.lambda(step), schedule.learning_rate(step));
-    session.activity.step(step);
-    session.activity.phase("data");
-    let share = trainer.next_share();
-    session.activity.phase("forward and backward");
-    trainer.differentiate(&share, lambda, &session.activity);
+    activity.step(step);
+    let share = timed(activity, "data", &mut phases.data, || trainer.next_share());
+    activity.phase("forward and backward");
+    trainer.differentiate(&share, lambda, activity, &mut phases);
     session.faults.reach(Point::Step(step));
-    session.activity.phase("reduction");
-    let tail = trainer.reduce(session.world.as_ref(), session.control.stop_requested())?;
-    session.activity.phase("optimizer");
-    let norm = trainer.update(session.world.as_ref(), rate)?;
-    session.activity.phase("between steps");
+    timed(activity, "waiting for the slowest rank", &mut phases.waiting, || trainer.agree(world))?;
+    let stop = session.control.stop_requested();
+    let (tail, bytes_reduced) = timed(activity, "reduction", &mut phases.reduction, || trainer.reduce(world, stop))?;
+    let norm = timed(activity, "optimizer", &mut phases.optimizer, || trainer.update(world, rate))?;
+    activity.phase("between steps");
     trainer.look_after_checkpoint()?;
     let report = StepReport {
         step,
@@ -96,6 +97,8 @@ fn one_step(
         examples: trainer.batch_size(),
         tokens: tail.tokens as u64,
         seconds: start.elapsed().as_secs_f64(),
+        phases,
+        bytes_reduced,
     };
     if let Some(metrics) = metrics {
         metrics.add(&report).context("metrics.jsonl of this stage")?;
@@ -103,6 +106,15 @@ fn one_step(
     session.tell(&FromRank::Step(report))?;
     tracing::debug!(epoch = order.epoch, step, loss = tail.loss, "step");
     Ok(tail)
+}
+
+/// Does a part of the step, and adds up how long it takes.
+fn timed<T>(activity: &Activity, phase: &'static str, seconds: &mut f64, work: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    activity.phase(phase);
+    let done = work();
+    *seconds += start.elapsed().as_secs_f64();
+    done
 }
 
 /// Clips and measures: the factor for the optimizer, and the norm before clipping.

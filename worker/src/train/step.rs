@@ -1,12 +1,14 @@
 //! The gradient of one micro-batch: forward, the losses of its tasks, backward.
 
-use bam_cluster::config::{Layout, RegressionOutput};
+use std::time::Instant;
+
+use bam_cluster::config::RegressionOutput;
 use bam_cluster::task::Kind;
 use tch::{Kind as Element, Tensor};
 
 use super::data::Item;
 use crate::gradient::Tail;
-use crate::model::{Batch, Bert, Sequence};
+use crate::model::{Batch, Bert, DropoutKey, Sequence};
 use crate::objective::{Targets, cross_entropy, squared_error};
 
 /// What is minimised.
@@ -21,19 +23,31 @@ pub struct Objective {
     pub regression_output: RegressionOutput,
 }
 
-/// Adds the gradient of Σ weight·loss / divisor over `items` to the model's gradients, and their losses to `tail`. Returns
-/// the items whose losses are not finite.
+/// What came of one micro-batch besides its gradient.
+#[derive(Debug, Default)]
+pub struct Differentiated {
+    /// The items whose losses are not finite.
+    pub diverged: Vec<usize>,
+    /// Seconds of the forward pass, with the losses.
+    pub forward: f64,
+    /// Seconds of the backward pass.
+    pub backward: f64,
+}
+
+/// Adds the gradient of Σ weight·loss / divisor over `items` to the model's gradients, and their losses to `tail`.
 pub fn backward(
-    model: &Bert,
+    model: &mut Bert,
     items: &[Item],
     objective: &Objective,
     lambda: f64,
-    layout: Layout,
     tail: &mut Tail,
-) -> Vec<usize> {
+) -> Differentiated {
+    let start = Instant::now();
     let sequences: Vec<Sequence> = items.iter().map(|i| i.sequence).collect();
-    let batch = Batch::new(&sequences, layout);
-    let pooled = model.pooled(&batch, true);
+    let keys: Vec<DropoutKey> = items.iter().map(|i| i.dropout).collect();
+    let pass = model.encode(Batch::new(&sequences), &keys);
+    let batch = pass.batch();
+    let pooled = model.pooled_in_training(&pass);
     let mut total: Option<Tensor> = None;
     let mut diverged = vec![];
     for (task, kind) in objective.kinds.iter().enumerate() {
@@ -65,11 +79,13 @@ pub fn backward(
         });
     }
     tail.tokens += batch.tokens() as f32;
+    let forward = start.elapsed().as_secs_f64();
     if let Some(total) = total {
         tail.loss += total.double_value(&[]) as f32;
         total.backward();
+        model.backward(pass);
     }
-    diverged
+    Differentiated { diverged, forward, backward: start.elapsed().as_secs_f64() - forward }
 }
 
 fn targets(examples: &[&Item], outputs: usize) -> Targets {

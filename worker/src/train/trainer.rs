@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail, ensure};
 use bam_cluster::checkpoint::{Found, State, Store};
 use bam_cluster::comm::{Activity, Communicator};
-use bam_cluster::config::{Layout, LossReduction, Reproducible};
+use bam_cluster::config::{LossReduction, Reproducible};
 use bam_cluster::digest;
 use bam_cluster::plan::{Draw, Receipt, Sampler, Schedule, TrainStage, slice_by_cost};
-use bam_cluster::protocol::{FromRank, TrainOrder};
+use bam_cluster::protocol::{FromRank, Phases, TrainOrder};
 
 use super::clip;
 use super::data::{Item, TrainTask};
 use super::saver::{FILES, MODEL, OPTIMIZER, Saver};
 use super::step::{Objective, backward};
 use crate::gradient::{Reduction, Tail};
-use crate::model::Bert;
+use crate::model::{Bert, StepSeed};
 use crate::optim::{Optimizer, spans};
 use crate::session::Session;
 use crate::snapshot::{one_file, read_model, read_moments};
@@ -23,7 +23,6 @@ use crate::snapshot::{one_file, read_model, read_moments};
 /// A model in training.
 pub struct Trainer {
     stage: TrainStage,
-    layout: Layout,
     tasks: Vec<TrainTask>,
     objective: Objective,
     model: Bert,
@@ -54,7 +53,14 @@ pub struct Diverged {
 /// One of the parts into which a global batch is cut, whatever rank it is for.
 pub struct Shard {
     number: usize,
-    micro_batches: Vec<Vec<Draw>>,
+    micro_batches: Vec<Vec<Placed>>,
+}
+
+/// An example with its place in the global batch.
+#[derive(Clone, Copy)]
+struct Placed {
+    place: usize,
+    draw: Draw,
 }
 
 impl Trainer {
@@ -77,7 +83,6 @@ impl Trainer {
         let directory = session.run.checkpoints(&session.stage.name);
         let store = Store::new(directory, &FILES, recipe.checkpoint.keep, session.fence.clone());
         Trainer {
-            layout: recipe.cluster.layout,
             optimizer: Optimizer::new(settings.optimizer, spans),
             sampler: Sampler::new(stage.seed, &stage.sizes, &stage.mixture.drawing, settings.batch_size),
             receipt: Receipt::empty(),
@@ -183,11 +188,12 @@ impl Trainer {
         let costs: Vec<u64> = batch.iter().map(|d| length(d) as u64).collect();
         let slices = slice_by_cost(&costs, self.reduction.shards());
         let shard = |number: usize| {
-            let mut draws: Vec<Draw> = slices[number].iter().map(|&i| batch[i]).collect();
+            let mut draws: Vec<Placed> =
+                slices[number].iter().map(|&place| Placed { place, draw: batch[place] }).collect();
             // Like lengths together: the gradient is the same sum, and each micro-batch is cheaper.
-            draws.sort_by_key(length);
+            draws.sort_by_key(|placed| length(&placed.draw));
             let size = self.stage.settings.micro_batch_size.unwrap_or(draws.len()).max(1);
-            Shard { number, micro_batches: draws.chunks(size).map(<[Draw]>::to_vec).collect() }
+            Shard { number, micro_batches: draws.chunks(size).map(<[Placed]>::to_vec).collect() }
         };
         self.reduction.own().map(shard).collect()
     }
@@ -200,43 +206,56 @@ impl Trainer {
         batch
     }
 
-    /// Gradients and losses of these shards, with dropout masks that follow from seed, step, shard and micro-batch.
-    pub fn differentiate(&mut self, share: &[Shard], lambda: f64, activity: &Activity) {
+    /// Gradients and losses of these shards, with dropout masks that follow from seed, step and an example's place in the
+    /// global batch.
+    pub fn differentiate(&mut self, share: &[Shard], lambda: f64, activity: &Activity, phases: &mut Phases) {
         self.diverged.clear();
+        let seed = StepSeed::new(self.stage.seed, self.next_step - 1);
         for shard in share {
             self.model.parameters_mut().zero_gradients();
             let mut tail = Tail::new(self.tasks.len());
-            for (i, draws) in shard.micro_batches.iter().enumerate() {
+            for examples in &shard.micro_batches {
                 activity.progress();
-                let place = [self.stage.seed, self.next_step, shard.number as u64, i as u64].map(|n| n.to_string());
-                let [seed, step, number, micro] = &place;
-                tch::manual_seed(digest::seed_u64(&["dropout", seed, step, number, micro]) as i64);
-                let item = |d: &Draw| self.tasks[d.task as usize].item(d.task as usize, d.example as usize);
-                let items: Vec<Item> = draws.iter().map(item).collect();
-                for i in backward(&self.model, &items, &self.objective, lambda, self.layout, &mut tail) {
-                    let (task, example) = (draws[i].task as usize, draws[i].example as usize);
+                let item = |&Placed { place, draw }: &Placed| {
+                    self.tasks[draw.task as usize].item(draw.task as usize, draw.example as usize, seed.example(place))
+                };
+                let items: Vec<Item> = examples.iter().map(item).collect();
+                let done = backward(&mut self.model, &items, &self.objective, lambda, &mut tail);
+                phases.forward += done.forward;
+                phases.backward += done.backward;
+                for i in done.diverged {
+                    let (task, example) = (examples[i].draw.task as usize, examples[i].draw.example as usize);
                     self.diverged.push((self.stage.tasks[task].clone(), self.tasks[task].set.example_ids[example]));
                 }
             }
             let n = self.model.parameters().len();
-            let buffer = self.model.parameters_mut().gradients_mut();
+            let (buffer, words) = self.model.parameters_mut().gradients_and_words();
             tail.write(&mut buffer[n..]);
-            self.reduction.take(shard.number, buffer);
+            self.reduction.take(shard.number, buffer, words);
         }
     }
 
-    /// Sums gradients and tails over all shards; any rank may wish to stop.
+    /// Waits for all ranks, whose batches have other words.
     ///
     /// # Errors
     /// The collective did not come about.
-    pub fn reduce(&mut self, world: &dyn Communicator, stop: bool) -> Result<Tail> {
+    pub fn agree(&mut self, world: &dyn Communicator) -> Result<()> {
+        let (_, words) = self.model.parameters_mut().gradients_and_words();
+        Ok(self.reduction.agree(world, words)?)
+    }
+
+    /// Sums gradients and tails over all shards; any rank may wish to stop. Also returns how many bytes this took.
+    ///
+    /// # Errors
+    /// The collective did not come about.
+    pub fn reduce(&mut self, world: &dyn Communicator, stop: bool) -> Result<(Tail, u64)> {
         let n = self.model.parameters().len();
-        let buffer = self.model.parameters_mut().gradients_mut();
+        let (buffer, words) = self.model.parameters_mut().gradients_and_words();
         let mut tail = Tail::read(&buffer[n..]);
         tail.stop = f32::from(u8::from(stop));
         tail.write(&mut buffer[n..]);
-        self.reduction.finish(world, buffer)?;
-        Ok(Tail::read(&buffer[n..]))
+        let values = self.reduction.finish(world, buffer, words)?;
+        Ok((Tail::read(&buffer[n..]), (values * size_of::<f32>()) as u64))
     }
 
     /// Clips and updates; returns the norm before clipping.
