@@ -244,6 +244,16 @@ impl EncoderConfig {
         let layer = 4 * (h * h + h) + 2 * h * f + f + h + 4 * h;
         embeddings + self.num_hidden_layers * layer + h * h + h
     }
+
+    /// Floating-point operations that a training step is credited with for a sequence of `length` tokens: two for each weight
+    /// of each layer and token, and those of attention, times three, since the backward pass is worth two forward passes
+    /// (Narayanan et al. 2021, section 5.1, without recomputation). What need not be computed (padding is not counted; of the
+    /// last layer, most is left out) counts as done: it is the work that is asked for, not the way it is done.
+    pub fn training_operations(&self, length: usize) -> f64 {
+        let (h, f, n) = (self.hidden_size as f64, self.intermediate_size as f64, length as f64);
+        let layer = 2.0 * n * (4.0 * h * h + 2.0 * h * f) + 4.0 * n * n * h;
+        3.0 * (self.num_hidden_layers as f64 * layer + 2.0 * h * h)
+    }
 }
 
 fn sum(path: &Path) -> Result<String, EncoderError> {
@@ -293,6 +303,14 @@ mod tests {
     #[test]
     fn bert_large_has_its_published_number_of_parameters() {
         assert_eq!(config().parameters(), 335_141_888);
+    }
+
+    #[test]
+    fn training_is_credited_with_six_operations_a_weight_and_token() {
+        // 302,309,376 weights in the layers, and attention's 12·24·35²·1024 beside them.
+        let expected =
+            6.0 * (24.0 * 12.0 * 1024.0 * 1024.0 * 35.0 + 1024.0 * 1024.0) + 12.0 * 24.0 * 35.0 * 35.0 * 1024.0;
+        assert!((config().training_operations(35) / expected - 1.0).abs() < 1e-12);
     }
 
     /// A directory with a vocabulary of eight tokens and one tensor of two floats.

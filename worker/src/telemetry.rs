@@ -83,6 +83,7 @@ mod tests {
             seconds: 0.1,
             phases: Default::default(),
             bytes_reduced: 0,
+            utilisation: 0.5,
         };
         let mut metrics = Metrics::open(&path, 0).unwrap();
         (0..4).for_each(|s| metrics.add(&report(s)).unwrap());

@@ -15,7 +15,7 @@ pub use random::{Stream, shuffled};
 pub use receipt::Receipt;
 pub use sampling::{Draw, Sampler};
 pub use schedule::{Schedule, layer_multiplier};
-pub use slice::slice_by_cost;
+pub use slice::{sequence_cost, slice_by_cost};
 pub use stages::{
     ChooseStage, LogitsStage, ModelStage, Plan, PredictStage, Question, Stage, StageWork, TaskSize, Teacher, TrainStage,
 };

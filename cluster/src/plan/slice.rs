@@ -1,5 +1,11 @@
 //! How work is cut into parts, one or more for each rank: by cost, so that no rank waits long for another.
 
+/// What a sequence of `length` tokens costs in a model of width `hidden`, in units that all sequences share: in each layer
+/// 24·length·hidden² operations of dense products, whose inner layer is four times as wide, and 4·length²·hidden of attention.
+pub fn sequence_cost(length: usize, hidden: usize) -> u64 {
+    (length * (6 * hidden + length)) as u64
+}
+
 /// Assigns items to `parts` so that the sums of their costs are close: each item, dearest first, goes to the part
 /// that has least so far (longest processing time first). Returns each part's items in ascending order. With at
 /// least as many items as parts, every part gets one.

@@ -152,6 +152,10 @@ pub struct StepReport {
     /// Bytes of gradients that each rank handed in to be added up with those of others.
     #[serde(default)]
     pub bytes_reduced: u64,
+    /// Floating-point operations that the step is credited with, over those that all ranks could have done in that time if
+    /// they only multiplied (model FLOPs utilisation).
+    #[serde(default)]
+    pub utilisation: f64,
 }
 
 /// The parts of a step, in seconds. What is missing to the whole lies between two steps: metrics, looking after a checkpoint.

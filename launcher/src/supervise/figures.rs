@@ -18,6 +18,8 @@ pub struct Figures {
     loss: f64,
     examples: f64,
     seconds: f64,
+    /// Model FLOPs utilisation, weighted by the seconds.
+    utilised: f64,
     lambda: Option<f64>,
     checkpoint: Option<u64>,
 }
@@ -43,6 +45,7 @@ impl Figures {
             (&mut self.loss, report.loss),
             (&mut self.examples, report.examples as f64),
             (&mut self.seconds, report.seconds),
+            (&mut self.utilised, report.utilisation * report.seconds),
         ] {
             *sum = *sum * MEMORY + value;
         }
@@ -85,6 +88,9 @@ impl Figures {
             }
             parts.extend(self.lambda.map(|l| format!("λ {l:.2}")));
             parts.push(format!("{:.1} samples/s", self.examples / self.seconds));
+            if self.unit == Unit::Steps {
+                parts.push(format!("MFU {:.0} %", 100.0 * self.utilised / self.seconds));
+            }
         }
         parts.extend(self.checkpoint.map(|step| format!("checkpoint {step}")));
         parts.join(", ")
@@ -119,6 +125,7 @@ mod tests {
             seconds: 2.0,
             phases: Default::default(),
             bytes_reduced: 0,
+            utilisation: 0.5,
         }
     }
 
@@ -127,10 +134,13 @@ mod tests {
         let mut figures = Figures::of_training(10, 100);
         assert_eq!(figures.details(), "steps, checkpoint 10");
         figures.step(&report(10), true);
-        assert_eq!(figures.details(), "steps, 2 min 58 s left, loss 0.500, λ 0.25, 16.0 samples/s, checkpoint 10");
+        assert_eq!(
+            figures.details(),
+            "steps, 2 min 58 s left, loss 0.500, λ 0.25, 16.0 samples/s, MFU 50 %, checkpoint 10"
+        );
         figures.step(&report(11), false);
         figures.checkpoint(12);
-        assert_eq!(figures.details(), "steps, 2 min 56 s left, loss 0.500, 16.0 samples/s, checkpoint 12");
+        assert_eq!(figures.details(), "steps, 2 min 56 s left, loss 0.500, 16.0 samples/s, MFU 50 %, checkpoint 12");
     }
 
     #[test]

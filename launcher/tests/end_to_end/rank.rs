@@ -219,5 +219,6 @@ fn report(step: u64) -> StepReport {
         seconds: 0.1,
         phases: Default::default(),
         bytes_reduced: 0,
+        utilisation: 0.5,
     }
 }

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use bam_cluster::config::RegressionOutput;
-use bam_cluster::plan::slice_by_cost;
+use bam_cluster::plan::{sequence_cost, slice_by_cost};
 use bam_cluster::task::Kind;
 use tch::Tensor;
 
@@ -18,12 +18,12 @@ const TOKENS_AT_ONCE: usize = 2048;
 /// Examples that are computed at once, by their places in a set.
 pub type EvalBatch = Vec<usize>;
 
-/// The batches that each of `ranks` ranks computes, by rank; a rank may have none. What is in a batch depends on the set
+/// The batches that each of `ranks` ranks computes with a model of width `hidden`, by rank; a rank may have none. What is in a batch depends on the set
 /// alone, so that outputs have the same bits for every number of ranks.
-pub fn deal(set: &TokenSet, ranks: usize) -> Vec<Vec<EvalBatch>> {
+pub fn deal(set: &TokenSet, hidden: usize, ranks: usize) -> Vec<Vec<EvalBatch>> {
     let lengths: Vec<usize> = (0..set.len()).map(|i| set.length(i)).collect();
     let batches = batches(&lengths);
-    let cost = |batch: &EvalBatch| batch.iter().map(|&i| lengths[i] as u64).sum();
+    let cost = |batch: &EvalBatch| batch.iter().map(|&i| sequence_cost(lengths[i], hidden)).sum();
     let slices = slice_by_cost(&batches.iter().map(cost).collect::<Vec<u64>>(), ranks);
     slices.into_iter().map(|slice| slice.into_iter().map(|b| batches[b].clone()).collect()).collect()
 }
@@ -80,7 +80,7 @@ pub fn outputs(
 pub fn predict(session: &Session, model: &Bert, head: usize, kind: &Kind, set: &TokenSet) -> Result<Vec<f32>> {
     let (world, activity) = (session.world.as_ref(), &session.activity);
     let output = session.recipe.model.regression_output;
-    let shares = deal(set, world.size());
+    let shares = deal(set, model.config().hidden_size, world.size());
     let raw = outputs(model, head, set, &shares[world.rank()], |_| {
         activity.progress();
         Ok(())

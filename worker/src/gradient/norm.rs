@@ -2,10 +2,22 @@
 
 use multiversion::multiversion;
 
+use super::rows::TouchedRows;
+
 /// Euclidean norm. Summed in blocks of float32 lanes that are added up in float64: accurate, vectorised, and the same
 /// bits whenever the input is.
 pub fn global_norm(gradients: &[f32]) -> f64 {
-    gradients.chunks(BLOCK).map(sum_of_squares).sum::<f64>().sqrt()
+    squares(gradients).sqrt()
+}
+
+/// The norm of gradients that begin with those of word embeddings, most of which are zero and are not looked at.
+pub fn global_norm_with_words(gradients: &[f32], words: &TouchedRows) -> f64 {
+    let of_words: f64 = words.ranges().into_iter().map(|range| squares(&gradients[range])).sum();
+    (of_words + squares(&gradients[words.end()..])).sqrt()
+}
+
+fn squares(values: &[f32]) -> f64 {
+    values.chunks(BLOCK).map(sum_of_squares).sum()
 }
 
 const LANES: usize = 16;
@@ -39,6 +51,14 @@ mod tests {
             let expected = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
             assert!((global_norm(&x) - expected).abs() <= 1e-6 * expected, "{n}");
         }
+    }
+
+    #[test]
+    fn words_that_do_not_occur_are_not_looked_at() {
+        let mut words = TouchedRows::none(3, 2);
+        words.extend([1]);
+        let gradients = [f32::NAN, f32::NAN, 1.0, 2.0, f32::NAN, f32::NAN, 2.0, 4.0];
+        assert_eq!(global_norm_with_words(&gradients, &words), 5.0);
     }
 
     #[test]

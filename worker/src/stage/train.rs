@@ -20,14 +20,15 @@ use crate::objective::teacher_predictions;
 use crate::session::Session;
 use crate::snapshot::{one_file, read_encoder, read_model};
 use crate::telemetry::Metrics;
-use crate::train::{LoopEnd, TrainTask, Trainer, train};
+use crate::train::{LoopEnd, TrainTask, Trainer, peak, train};
 
 pub(super) fn run(session: &Session, stage: &TrainStage) -> Result<Outcome> {
     session.activity.phase("loading");
     let tasks: Vec<&Task> = stage.tasks.iter().map(|t| session.task(t)).collect::<Result<_>>()?;
     let data = load_data(session, stage, &tasks)?;
     let model = initial_model(session, stage, &tasks)?;
-    let mut trainer = Trainer::new(session, stage.clone(), data, model);
+    let peak = peak(session.world.as_ref(), model.config())?;
+    let mut trainer = Trainer::new(session, stage.clone(), data, model, peak);
     trainer.resume(session)?;
     let mut metrics = if session.is_first() {
         let path = session.run.metrics(&session.stage.name);

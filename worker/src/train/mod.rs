@@ -5,6 +5,7 @@ mod data;
 mod saver;
 mod step;
 mod trainer;
+mod utilisation;
 
 use std::time::Instant;
 
@@ -16,8 +17,9 @@ use bam_cluster::protocol::{FromRank, Phases, StepReport, ToRank, TrainOrder};
 pub use data::{Item, TrainTask};
 pub use step::{Differentiated, Objective, backward};
 pub use trainer::{Diverged, Trainer};
+pub use utilisation::peak;
 
-use crate::gradient::{Tail, clip_scale, global_norm};
+use crate::gradient::Tail;
 use crate::session::Session;
 use crate::telemetry::Metrics;
 
@@ -87,6 +89,7 @@ fn one_step(
     let norm = timed(activity, "optimizer", &mut phases.optimizer, || trainer.update(world, rate))?;
     activity.phase("between steps");
     trainer.look_after_checkpoint()?;
+    let seconds = start.elapsed().as_secs_f64();
     let report = StepReport {
         step,
         loss: f64::from(tail.loss),
@@ -96,9 +99,10 @@ fn one_step(
         gradient_norm: norm,
         examples: trainer.batch_size(),
         tokens: tail.tokens as u64,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds,
         phases,
         bytes_reduced,
+        utilisation: trainer.utilisation(seconds),
     };
     if let Some(metrics) = metrics {
         metrics.add(&report).context("metrics.jsonl of this stage")?;
@@ -115,10 +119,4 @@ fn timed<T>(activity: &Activity, phase: &'static str, seconds: &mut f64, work: i
     let done = work();
     *seconds += start.elapsed().as_secs_f64();
     done
-}
-
-/// Clips and measures: the factor for the optimizer, and the norm before clipping.
-fn clip(gradients: &[f32], limit: f64) -> (f64, f64) {
-    let norm = global_norm(gradients);
-    (clip_scale(norm, limit), norm)
 }

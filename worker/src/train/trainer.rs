@@ -7,14 +7,13 @@ use bam_cluster::checkpoint::{Found, State, Store};
 use bam_cluster::comm::{Activity, Communicator};
 use bam_cluster::config::{LossReduction, Reproducible};
 use bam_cluster::digest;
-use bam_cluster::plan::{Draw, Receipt, Sampler, Schedule, TrainStage, slice_by_cost};
+use bam_cluster::plan::{Draw, Receipt, Sampler, Schedule, TrainStage, sequence_cost, slice_by_cost};
 use bam_cluster::protocol::{FromRank, Phases, TrainOrder};
 
-use super::clip;
 use super::data::{Item, TrainTask};
 use super::saver::{FILES, MODEL, OPTIMIZER, Saver};
 use super::step::{Objective, backward};
-use crate::gradient::{Reduction, Tail};
+use crate::gradient::{Reduction, Tail, clip_scale, global_norm_with_words};
 use crate::model::{Bert, StepSeed};
 use crate::optim::{Optimizer, spans};
 use crate::session::Session;
@@ -35,6 +34,9 @@ pub struct Trainer {
     saver: Saver,
     /// Optimizer steps in the newest checkpoint.
     saved: u64,
+    /// What the last step is credited with, and what all ranks can do in a second, in floating-point operations.
+    operations: f64,
+    peak: f64,
     /// Task and example id of this rank's losses in the last step that are not finite.
     diverged: Vec<(String, u64)>,
 }
@@ -64,8 +66,9 @@ struct Placed {
 }
 
 impl Trainer {
-    /// A training at step 0. `model` has its first values and room for the [tail](Tail) of its tasks.
-    pub fn new(session: &Session, stage: TrainStage, tasks: Vec<TrainTask>, model: Bert) -> Self {
+    /// A training at step 0. `model` has its first values and room for the [tail](Tail) of its tasks; `peak`:
+    /// floating-point operations a second that all ranks can do.
+    pub fn new(session: &Session, stage: TrainStage, tasks: Vec<TrainTask>, model: Bert, peak: f64) -> Self {
         let recipe = &session.recipe;
         let settings = &stage.settings;
         let objective = Objective {
@@ -88,6 +91,8 @@ impl Trainer {
             receipt: Receipt::empty(),
             next_step: 0,
             reduction: Reduction::new(recipe.reproducible, recipe.virtual_shards, session.world.as_ref()),
+            operations: 0.0,
+            peak,
             diverged: vec![],
             saver: Saver::new(session, store.clone(), p),
             store,
@@ -161,6 +166,11 @@ impl Trainer {
         self.stage.settings.batch_size
     }
 
+    /// Model FLOPs utilisation of the last step, which took so many seconds.
+    pub fn utilisation(&self, seconds: f64) -> f64 {
+        self.operations / (seconds * self.peak)
+    }
+
     /// The model.
     pub fn model(&mut self) -> &mut Bert {
         &mut self.model
@@ -185,14 +195,17 @@ impl Trainer {
     pub fn next_share(&mut self) -> Vec<Shard> {
         let batch = self.draw();
         let length = |d: &Draw| self.tasks[d.task as usize].set.length(d.example as usize);
-        let costs: Vec<u64> = batch.iter().map(|d| length(d) as u64).collect();
+        let config = self.model.config();
+        let costs: Vec<u64> = batch.iter().map(|d| sequence_cost(length(d), config.hidden_size)).collect();
+        self.operations = batch.iter().map(|d| config.training_operations(length(d))).sum();
         let slices = slice_by_cost(&costs, self.reduction.shards());
+        let size = self.stage.settings.micro_batch_size;
         let shard = |number: usize| {
             let mut draws: Vec<Placed> =
                 slices[number].iter().map(|&place| Placed { place, draw: batch[place] }).collect();
             // Like lengths together: the gradient is the same sum, and each micro-batch is cheaper.
             draws.sort_by_key(|placed| length(&placed.draw));
-            let size = self.stage.settings.micro_batch_size.unwrap_or(draws.len()).max(1);
+            let size = size.unwrap_or(draws.len()).max(1);
             Shard { number, micro_batches: draws.chunks(size).map(<[Placed]>::to_vec).collect() }
         };
         self.reduction.own().map(shard).collect()
@@ -264,8 +277,9 @@ impl Trainer {
     /// The gradient is not finite; the error names the examples whose losses are not.
     pub fn update(&mut self, world: &dyn Communicator, rate: f64) -> Result<f64> {
         let step = self.next_step - 1;
-        let (values, gradients) = self.model.parameters_mut().values_and_gradients();
-        let (scale, norm) = clip(gradients, self.stage.settings.clip_norm);
+        let n = self.model.parameters().len();
+        let (buffer, words) = self.model.parameters_mut().gradients_and_words();
+        let norm = global_norm_with_words(&buffer[..n], words);
         if !norm.is_finite() {
             // The reduced gradient is the same everywhere, so that all ranks come here, and end together when the
             // checkpoint that is being written is on disk.
@@ -275,6 +289,8 @@ impl Trainer {
                 all.iter().map(|b| serde_json::from_slice(b)).collect::<Result<_, _>>()?;
             return Err(Diverged { step, what: name_diverged(all.concat()) }.into());
         }
+        let scale = clip_scale(norm, self.stage.settings.clip_norm);
+        let (values, gradients) = self.model.parameters_mut().values_and_gradients();
         self.optimizer.step(values, gradients, scale, rate, step);
         Ok(norm)
     }

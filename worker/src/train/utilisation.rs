@@ -1,0 +1,36 @@
+//! How much of what the machine can multiply a training makes use of.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use bam_cluster::comm::Communicator;
+use bam_cluster::encoder::EncoderConfig;
+use tch::{Device, Kind, Tensor};
+
+/// For so long a rank is looked at.
+const MEASURE_FOR: Duration = Duration::from_millis(150);
+/// Rows of the matrix that is multiplied: a few hundred tokens at once is what training does.
+const ROWS: i64 = 512;
+
+/// Floating-point operations a second of all ranks together, when all of them do nothing but the largest dense product of
+/// this model in float32 at the same time.
+///
+/// # Errors
+/// A collective did not come about.
+pub fn peak(world: &dyn Communicator, config: &EncoderConfig) -> Result<f64> {
+    let options = (Kind::Float, Device::Cpu);
+    let (hidden, intermediate) = (config.hidden_size as i64, config.intermediate_size as i64);
+    let (x, weight) = (Tensor::randn([ROWS, hidden], options), Tensor::randn([intermediate, hidden], options));
+    let mut product = Tensor::empty([ROWS, intermediate], options);
+    let one = (2 * ROWS * hidden * intermediate) as f64;
+    world.barrier("measuring the machine")?;
+    let mut fastest = f64::INFINITY;
+    let begin = Instant::now();
+    while begin.elapsed() < MEASURE_FOR {
+        let start = Instant::now();
+        product = x.mm_out(&product, &weight.tr());
+        fastest = fastest.min(start.elapsed().as_secs_f64());
+    }
+    let rates = world.all_gather("measured rates", &(one / fastest).to_le_bytes())?;
+    Ok(rates.iter().filter_map(|rate| rate.as_slice().as_array()).map(|rate| f64::from_le_bytes(*rate)).sum())
+}
