@@ -102,6 +102,11 @@ impl RunDir {
         self.stage(stage).join("metrics.jsonl")
     }
 
+    /// What every rank did when, in the first steps.
+    pub fn trace(&self, stage: &str) -> PathBuf {
+        self.stage(stage).join("trace.json")
+    }
+
     /// A model's scores on dev.
     pub fn scores(&self, stage: &str) -> PathBuf {
         self.stage(stage).join("dev.json")

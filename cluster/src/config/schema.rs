@@ -353,6 +353,9 @@ pub struct ClusterSection {
     pub max_restarts: usize,
     /// Threads that libtorch uses in each rank.
     pub threads: usize,
+    /// Of so many steps after each start of a training, `stages/STAGE/trace.json` shows what every rank did when, for
+    /// <https://ui.perfetto.dev> and `chrome://tracing`; 0: there is none.
+    pub trace_steps: u64,
     /// More arguments for `mpirun`.
     pub mpirun_args: Vec<String>,
     /// More arguments for `srun`.
@@ -382,6 +385,7 @@ impl Default for ClusterSection {
             deadline: 300,
             max_restarts: 3,
             threads: 1,
+            trace_steps: 0,
             mpirun_args: vec![],
             srun_args: vec![],
         }

@@ -1,6 +1,7 @@
 //! The training loop, whole on one page: take an order; for each of its steps draw, differentiate, reduce, clip,
 //! update, tell; save checkpoints where the order says so.
 
+mod clock;
 mod data;
 mod saver;
 mod step;
@@ -10,15 +11,15 @@ mod utilisation;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use bam_cluster::comm::Activity;
 use bam_cluster::fault::Point;
-use bam_cluster::protocol::{FromRank, Phases, StepReport, ToRank, TrainOrder};
+use bam_cluster::protocol::{FromRank, StepReport, ToRank, TrainOrder};
 
 pub use data::{Item, TrainTask};
 pub use step::{Differentiated, Objective, backward};
 pub use trainer::{Diverged, Trainer};
 pub use utilisation::peak;
 
+use self::clock::{Clock, Part};
 use crate::gradient::Tail;
 use crate::session::Session;
 use crate::telemetry::Metrics;
@@ -37,12 +38,19 @@ pub enum LoopEnd {
 /// # Errors
 /// Whatever keeps a rank from going on; the last checkpoint stays.
 pub fn train(session: &Session, trainer: &mut Trainer, metrics: &mut Option<Metrics>) -> Result<LoopEnd> {
+    let mut clock = Clock::new(session)?;
+    let end = obey(session, trainer, metrics, &mut clock)?;
+    clock.finish(session)?;
+    Ok(end)
+}
+
+fn obey(session: &Session, trainer: &mut Trainer, metrics: &mut Option<Metrics>, clock: &mut Clock) -> Result<LoopEnd> {
     loop {
         match session.next_order()? {
             ToRank::Train(order) => {
                 trainer.check(&order)?;
                 for step in order.first_step..order.end_step {
-                    let tail = one_step(session, trainer, metrics, &order, step)?;
+                    let tail = one_step(session, trainer, metrics, clock, &order, step)?;
                     let stop = tail.stop > 0.0;
                     if stop || order.commit_at.contains(&(step + 1)) {
                         trainer.save(session)?;
@@ -71,23 +79,24 @@ fn one_step(
     session: &Session,
     trainer: &mut Trainer,
     metrics: &mut Option<Metrics>,
+    clock: &mut Clock,
     order: &TrainOrder,
     step: u64,
 ) -> Result<Tail> {
-    let (start, mut phases) = (Instant::now(), Phases::default());
+    let start = Instant::now();
     let (world, activity) = (session.world.as_ref(), &session.activity);
     let schedule = trainer.schedule();
     let (lambda, rate) = (schedule.lambda(step), schedule.learning_rate(step));
-    activity.step(step);
-    let share = timed(activity, "data", &mut phases.data, || trainer.next_share());
+    clock.begin(step);
+    let share = clock.time(Part::Data, || trainer.next_share());
     activity.phase("forward and backward");
-    trainer.differentiate(&share, lambda, activity, &mut phases);
+    trainer.differentiate(&share, lambda, activity, clock);
     session.faults.reach(Point::Step(step));
-    timed(activity, "waiting for the slowest rank", &mut phases.waiting, || trainer.agree(world))?;
+    clock.time(Part::Waiting, || trainer.agree(world))?;
     let stop = session.control.stop_requested();
-    let (tail, bytes_reduced) = timed(activity, "reduction", &mut phases.reduction, || trainer.reduce(world, stop))?;
-    let norm = timed(activity, "optimizer", &mut phases.optimizer, || trainer.update(world, rate))?;
-    activity.phase("between steps");
+    let (tail, bytes_reduced) = clock.time(Part::Reduction, || trainer.reduce(world, stop))?;
+    let norm = clock.time(Part::Optimizer, || trainer.update(world, rate))?;
+    let phases = clock.end(session)?;
     trainer.look_after_checkpoint()?;
     let seconds = start.elapsed().as_secs_f64();
     let report = StepReport {
@@ -110,13 +119,4 @@ fn one_step(
     session.tell(&FromRank::Step(report))?;
     tracing::debug!(epoch = order.epoch, step, loss = tail.loss, "step");
     Ok(tail)
-}
-
-/// Does a part of the step, and adds up how long it takes.
-fn timed<T>(activity: &Activity, phase: &'static str, seconds: &mut f64, work: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
-    activity.phase(phase);
-    let done = work();
-    *seconds += start.elapsed().as_secs_f64();
-    done
 }

@@ -24,14 +24,12 @@ pub struct Objective {
 }
 
 /// What came of one micro-batch besides its gradient.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Differentiated {
     /// The items whose losses are not finite.
     pub diverged: Vec<usize>,
-    /// Seconds of the forward pass, with the losses.
-    pub forward: f64,
-    /// Seconds of the backward pass.
-    pub backward: f64,
+    /// When the forward pass began, when the losses were there, and when the backward pass was over.
+    pub times: [Instant; 3],
 }
 
 /// Adds the gradient of Σ weight·loss / divisor over `items` to the model's gradients, and their losses to `tail`.
@@ -79,13 +77,13 @@ pub fn backward(
         });
     }
     tail.tokens += batch.tokens() as f32;
-    let forward = start.elapsed().as_secs_f64();
+    let middle = Instant::now();
     if let Some(total) = total {
         tail.loss += total.double_value(&[]) as f32;
         total.backward();
         model.backward(pass);
     }
-    Differentiated { diverged, forward, backward: start.elapsed().as_secs_f64() - forward }
+    Differentiated { diverged, times: [start, middle, Instant::now()] }
 }
 
 fn targets(examples: &[&Item], outputs: usize) -> Targets {

@@ -8,8 +8,9 @@ use bam_cluster::comm::{Activity, Communicator};
 use bam_cluster::config::{LossReduction, Reproducible};
 use bam_cluster::digest;
 use bam_cluster::plan::{Draw, Receipt, Sampler, Schedule, TrainStage, sequence_cost, slice_by_cost};
-use bam_cluster::protocol::{FromRank, Phases, TrainOrder};
+use bam_cluster::protocol::{FromRank, TrainOrder};
 
+use super::clock::{Clock, Part};
 use super::data::{Item, TrainTask};
 use super::saver::{FILES, MODEL, OPTIMIZER, Saver};
 use super::step::{Objective, backward};
@@ -221,7 +222,7 @@ impl Trainer {
 
     /// Gradients and losses of these shards, with dropout masks that follow from seed, step and an example's place in the
     /// global batch.
-    pub fn differentiate(&mut self, share: &[Shard], lambda: f64, activity: &Activity, phases: &mut Phases) {
+    pub fn differentiate(&mut self, share: &[Shard], lambda: f64, activity: &Activity, clock: &mut Clock) {
         self.diverged.clear();
         let seed = StepSeed::new(self.stage.seed, self.next_step - 1);
         for shard in share {
@@ -234,8 +235,9 @@ impl Trainer {
                 };
                 let items: Vec<Item> = examples.iter().map(item).collect();
                 let done = backward(&mut self.model, &items, &self.objective, lambda, &mut tail);
-                phases.forward += done.forward;
-                phases.backward += done.backward;
+                let [start, middle, end] = done.times;
+                clock.add(Part::Forward, start, middle);
+                clock.add(Part::Backward, middle, end);
                 for i in done.diverged {
                     let (task, example) = (examples[i].draw.task as usize, examples[i].draw.example as usize);
                     self.diverged.push((self.stage.tasks[task].clone(), self.tasks[task].set.example_ids[example]));
