@@ -2,8 +2,9 @@
 # Gets a machine ready to build, demonstrate and test bam. Every step says what it did and does nothing where
 # there is nothing to do; downloads are pinned by checksum and kept in a cache that all clones use.
 #
-#   setup/setup.sh STEP...    packages | rust | libtorch | demo-assets | python-tests | build | all
+#   setup/setup.sh STEP...    packages | rust | libtorch | demo-assets | python-tests | python-peer | build | all
 #
+# all is all but python-peer, which is large and for `make bench` only; BAM_PEER_PYTHON names a Python instead of it.
 # LIBTORCH, HDF5_DIR, MPICC and LIBCLANG_PATH, where set, are used as they are. PYTHON names the interpreter,
 # CARGO_HOME and XDG_CACHE_HOME have their usual meaning.
 set -euo pipefail
@@ -242,6 +243,29 @@ step_python_tests() {
     say "python-tests: ok, in .venv-tests/"
 }
 
+# --- python-peer ------------------------------------------------------------------------------------------
+
+step_python_peer() {
+    local venv requirements="$repo/tests/bench/requirements.txt"
+    if [ -n "${BAM_PEER_PYTHON:-}" ]; then
+        "$BAM_PEER_PYTHON" -c 'import h5py, torch, transformers' ||
+            fail "BAM_PEER_PYTHON is $BAM_PEER_PYTHON, which lacks what tests/bench/requirements.txt names"
+        say "python-peer: ok, BAM_PEER_PYTHON is $BAM_PEER_PYTHON"
+        return
+    fi
+    if [ "$(uname -s)-$(uname -m)" != Linux-x86_64 ]; then
+        say "python-peer: skipped, its versions are pinned for Linux on x86-64 only (BAM_PEER_PYTHON names your own)"
+        return
+    fi
+    require_python
+    venv="$cache/peer-$libtorch_version-$python_tag"
+    cmp -s "$requirements" "$venv/installed.txt" ||
+        say "python-peer: fetching transformers and PyTorch with its CUDA libraries, 2.6 GB (4.9 GB installed in $cache)"
+    alone fill_venv "$venv" "$requirements"
+    link_in_repo "$venv" .venv-peer
+    say "python-peer: ok, in .venv-peer/"
+}
+
 # --- build ------------------------------------------------------------------------------------------------
 
 step_build() {
@@ -252,7 +276,7 @@ step_build() {
 
 # ----------------------------------------------------------------------------------------------------------
 
-usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 
 main() {
     local step
@@ -268,6 +292,7 @@ main() {
         libtorch) step_libtorch ;;
         demo-assets) step_demo_assets ;;
         python-tests) step_python_tests ;;
+        python-peer) step_python_peer ;;
         build) step_build ;;
         all) main packages rust libtorch demo-assets python-tests build ;;
         -h | --help) usage ;;

@@ -8,7 +8,7 @@ use std::fs;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use bam_tests::{Bam, Run, repository, tree};
+use bam_tests::{Bam, Run, median, peak_of_ranks_mib, repository};
 use serde_json::Value;
 
 /// Times that each short command and each setting of the training is run.
@@ -127,12 +127,6 @@ fn checkpoints() -> f64 {
     share
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
-}
-
 /// Runs a recipe to its end; returns the largest memory that a rank had in use, in MiB.
 fn run(recipe: &str, directory: &std::path::Path, arguments: &[&str]) -> f64 {
     let recipe = format!("configs/{recipe}.yaml");
@@ -140,12 +134,7 @@ fn run(recipe: &str, directory: &std::path::Path, arguments: &[&str]) -> f64 {
     let running = Bam::new(&repository(), common.into_iter().chain(arguments.iter().copied())).within(LONGEST).start();
     let pid = running.pid();
     let mut peak = 0.0f64;
-    let done = running.watch(LOOK_EVERY, || {
-        for rank in tree(pid).iter().filter(|p| p.name == "bam-worker") {
-            peak = peak.max(rank.peak_memory_mib().unwrap_or(0.0));
-        }
-    });
-    done.expect(0);
+    running.watch(LOOK_EVERY, || peak = peak.max(peak_of_ranks_mib(pid))).expect(0);
     peak
 }
 

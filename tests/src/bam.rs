@@ -57,7 +57,7 @@ impl Bam {
         Bam::of_program(&program("bam"), directory, arguments)
     }
 
-    /// The same with another copy of the program.
+    /// The same with another program: a copy of this one, or what it is compared with.
     pub fn of_program<'a>(program: &Path, directory: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Bam {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(directory).stdin(Stdio::null());

@@ -1,4 +1,5 @@
-//! A real BERT encoder in Hugging Face's layout, tiny and random: 2 layers of width 32 over a vocabulary of its own.
+//! Real BERT encoders in Hugging Face's layout, with random weights: a tiny one over a vocabulary of its own for the tests,
+//! and any other shape for the benches.
 
 use std::fs;
 use std::path::Path;
@@ -9,27 +10,45 @@ use serde_json::json;
 use crate::stream::Stream;
 use crate::tasks;
 
-const HIDDEN: usize = 32;
-const INTERMEDIATE: usize = 64;
-const LAYERS: usize = 2;
-const HEADS: usize = 4;
-const POSITIONS: usize = 64;
+/// An encoder's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Layers.
+    pub layers: usize,
+    /// Width of a token's state.
+    pub hidden: usize,
+    /// Attention heads of a layer.
+    pub heads: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate: usize,
+    /// Longest input.
+    pub positions: usize,
+    /// Outputs of the head that makes it a model of one task; none for an encoder.
+    pub outputs: Option<usize>,
+}
 
-/// Writes `config.json`, `vocab.txt` and `model.safetensors` (names without `bert.`, as most encoders on the hub have
-/// them) to `directory`. Dropout is BERT's usual 0.1.
+const TINY: Shape = Shape { layers: 2, hidden: 32, heads: 4, intermediate: 64, positions: 64, outputs: None };
+
+/// Writes the tiny encoder to `directory`.
 pub fn write_encoder(directory: &Path) {
+    write_encoder_of(&TINY, &(tasks::vocabulary().join("\n") + "\n"), directory);
+}
+
+/// Writes `config.json`, `vocab.txt` (a token a line) and `model.safetensors` (names without `bert.`, as most encoders on
+/// the hub have them) to `directory`. Dropout is BERT's usual 0.1.
+pub fn write_encoder_of(shape: &Shape, vocabulary: &str, directory: &Path) {
     fs::create_dir_all(directory).unwrap();
-    let vocabulary = tasks::vocabulary();
-    fs::write(directory.join("vocab.txt"), vocabulary.join("\n") + "\n").unwrap();
+    fs::write(directory.join("vocab.txt"), vocabulary).unwrap();
+    let tokens = vocabulary.lines().count();
     let config = json!({
         "architectures": ["BertModel"],
         "model_type": "bert",
-        "vocab_size": vocabulary.len(),
-        "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "intermediate_size": INTERMEDIATE,
-        "max_position_embeddings": POSITIONS,
+        "vocab_size": tokens,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.intermediate,
+        "max_position_embeddings": shape.positions,
         "type_vocab_size": 2,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-12,
@@ -38,10 +57,11 @@ pub fn write_encoder(directory: &Path) {
         "pad_token_id": 0,
     });
     fs::write(directory.join("config.json"), serde_json::to_vec_pretty(&config).unwrap()).unwrap();
-    write_weights(&directory.join("model.safetensors"), vocabulary.len());
+    write_weights(shape, &directory.join("model.safetensors"), tokens);
 }
 
-fn write_weights(path: &Path, vocabulary: usize) {
+fn write_weights(shape: &Shape, path: &Path, vocabulary: usize) {
+    let Shape { hidden, intermediate, .. } = *shape;
     let mut random = Stream::new(20_190_710);
     let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
     // The matrices carry signals on at about their own size, as those of a pretrained encoder do.
@@ -50,20 +70,21 @@ fn write_weights(path: &Path, vocabulary: usize) {
         let values = (0..rows * columns).map(|_| random.normal() * deviation).collect();
         tensors.push((name, vec![rows, columns], values));
     };
-    for (name, rows) in [("word", vocabulary), ("position", POSITIONS), ("token_type", 2)] {
-        matrix(format!("embeddings.{name}_embeddings.weight"), rows, HIDDEN);
+    for (name, rows) in [("word", vocabulary), ("position", shape.positions), ("token_type", 2)] {
+        matrix(format!("embeddings.{name}_embeddings.weight"), rows, hidden);
     }
-    let mut dense = vec![("pooler.dense".to_owned(), HIDDEN, HIDDEN)];
+    let mut dense = vec![("pooler.dense".to_owned(), hidden, hidden)];
     let mut norms = vec!["embeddings.LayerNorm".to_owned()];
-    for i in 0..LAYERS {
+    for i in 0..shape.layers {
         let layer = format!("encoder.layer.{i}");
         for part in ["self.query", "self.key", "self.value", "output.dense"] {
-            dense.push((format!("{layer}.attention.{part}"), HIDDEN, HIDDEN));
+            dense.push((format!("{layer}.attention.{part}"), hidden, hidden));
         }
-        dense.push((format!("{layer}.intermediate.dense"), INTERMEDIATE, HIDDEN));
-        dense.push((format!("{layer}.output.dense"), HIDDEN, INTERMEDIATE));
+        dense.push((format!("{layer}.intermediate.dense"), intermediate, hidden));
+        dense.push((format!("{layer}.output.dense"), hidden, intermediate));
         norms.extend([format!("{layer}.attention.output.LayerNorm"), format!("{layer}.output.LayerNorm")]);
     }
+    dense.extend(shape.outputs.map(|outputs| ("classifier".to_owned(), outputs, hidden)));
     for (name, outputs, inputs) in &dense {
         matrix(format!("{name}.weight"), *outputs, *inputs);
     }
@@ -72,8 +93,8 @@ fn write_weights(path: &Path, vocabulary: usize) {
         vector(format!("{name}.bias"), *outputs, 0.0);
     }
     for name in &norms {
-        vector(format!("{name}.weight"), HIDDEN, 1.0);
-        vector(format!("{name}.bias"), HIDDEN, 0.0);
+        vector(format!("{name}.weight"), hidden, 1.0);
+        vector(format!("{name}.bias"), hidden, 0.0);
     }
     let views = tensors.iter().map(|(name, shape, values)| {
         let bytes = bytemuck::cast_slice(values);
