@@ -20,9 +20,9 @@ use std::time::Duration;
 use std::{env, fs};
 
 use bam_tests::{
-    Bam, Finished, Process, Run, Shape, median, peak_of_ranks_mib, repository, say_skipped, write_encoder_of,
+    Bam, Finished, FirstSteps, MINILM, Run, Shape, TRAININGS, Text, Training, Trial, bench_directory, median,
+    peak_of_ranks_mib, repository, say_skipped, workshop, write_random,
 };
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const PROCESSES: &str = "2";
@@ -33,29 +33,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 const MEMORY_TARGET: f64 = 1.0;
 const LOGITS_TARGET: f64 = 4.0;
-
-const MINILM: Shape = Shape { layers: 6, hidden: 384, heads: 12, intermediate: 1536, positions: 512, outputs: None };
-const BASE: Shape = Shape { layers: 12, hidden: 768, heads: 12, intermediate: 3072, positions: 512, outputs: None };
-const LARGE: Shape = Shape { layers: 24, hidden: 1024, heads: 16, intermediate: 4096, positions: 512, outputs: None };
-
-/// A training whose steps are compared.
-struct Training {
-    key: &'static str,
-    name: &'static str,
-    shape: Shape,
-    batch: usize,
-    /// The first steps fill caches.
-    warm_up: usize,
-    steps: usize,
-    /// How many times as fast as the peer.
-    target: f64,
-}
-
-const TRAININGS: [Training; 3] = [
-    Training { key: "minilm", name: "MiniLM-L6", shape: MINILM, batch: 32, warm_up: 2, steps: 12, target: 2.5 },
-    Training { key: "base", name: "BERT-Base", shape: BASE, batch: 32, warm_up: 1, steps: 3, target: 2.4 },
-    Training { key: "large", name: "BERT-Large", shape: LARGE, batch: 8, warm_up: 1, steps: 3, target: 2.4 },
-];
 
 const LOGITS: &str = "logits";
 /// Examples of each task that teachers are asked about, and so few that nothing but the stage's start takes time.
@@ -99,64 +76,6 @@ fn chosen() -> Vec<String> {
         assert!(all.contains(&key.as_str()), "BAM_BENCH_SHAPES has '{key}'; known are {}", all.join(", "));
     }
     keys
-}
-
-/// The text that both sides read, as bam's recipes and arguments.
-struct Text {
-    name: String,
-    recipe: &'static str,
-    arguments: Vec<String>,
-    /// More arguments where teachers are asked.
-    few_tasks: &'static [&'static str],
-    /// Tasks whose teachers are asked, with the outputs of their heads.
-    taught: &'static [(&'static str, &'static [&'static str])],
-}
-
-impl Text {
-    /// GLUE's four small tasks where they are, else the demo's.
-    fn find() -> Text {
-        let named = env::var_os("BAM_BENCH_GLUE").map(PathBuf::from);
-        let beside = repository().join("../shared/data/glue");
-        match named.or_else(|| beside.is_dir().then_some(beside)) {
-            Some(glue) => Text::of_glue(&fs::canonicalize(glue).unwrap()),
-            None => Text::of_the_demo(),
-        }
-    }
-
-    fn of_glue(glue: &Path) -> Text {
-        Text {
-            name: "CoLA, MRPC, STS-B and RTE of GLUE".to_owned(),
-            recipe: "configs/glue-small.yaml",
-            arguments: vec![format!("data.glue={}", glue.display())],
-            // As many examples of each of these are as long, on the mean, as all of the four tasks: 31 tokens.
-            few_tasks: &["data.tasks=[cola, mrpc, stsb]"],
-            taught: &[("cola", &["0", "1"]), ("mrpc", &["0", "1"]), ("stsb", &["score"])],
-        }
-    }
-
-    fn of_the_demo() -> Text {
-        let whole = ["data.max_train_examples=null", "data.max_dev_examples=null", "model.max_length=128"];
-        Text {
-            name: "the demo's text".to_owned(),
-            recipe: "configs/demo.yaml",
-            arguments: whole.iter().chain(&["model.layers=null"]).map(|&change| change.to_owned()).collect(),
-            few_tasks: &[],
-            taught: &[
-                ("movies", &["negative", "positive"]),
-                ("products", &["negative", "neutral", "positive"]),
-                ("editorials", &["score"]),
-                ("tweets", &["score"]),
-            ],
-        }
-    }
-
-    /// `bam run` of `stages` with these changes to the recipe.
-    fn bam(&self, run: &Run, stages: &str, changes: &[String]) -> Bam {
-        let fixed =
-            ["run", self.recipe, "-n", PROCESSES, "--stages", stages, "--run-dir", run.path().to_str().unwrap()];
-        let changes = self.arguments.iter().chain(changes).flat_map(|change| ["-o", change.as_str()]);
-        Bam::new(&repository(), fixed.into_iter().chain(changes)).within(LONGEST)
-    }
 }
 
 /// What one side did in one turn.
@@ -276,88 +195,41 @@ fn peak(turns: &[Turn]) -> f64 {
     turns.iter().map(|turn| turn.peak_mib).fold(0.0, f64::max)
 }
 
-/// Where encoders and runs are while they are needed.
-fn workshop() -> tempfile::TempDir {
-    tempfile::tempdir_in(bench_directory()).unwrap()
-}
-
-/// `target/bench`, of `target/PROFILE/deps/BENCH`.
-fn bench_directory() -> PathBuf {
-    let own = env::current_exe().unwrap();
-    let directory = own.ancestors().nth(3).unwrap().join("bench");
-    fs::create_dir_all(&directory).unwrap();
-    directory
-}
-
-/// Writes an encoder over the vocabulary of the demo's, which is BERT's own.
-fn write_random(shape: &Shape, directory: &Path) -> PathBuf {
-    let vocabulary = fs::read_to_string(repository().join("assets/all-MiniLM-L6-v2/vocab.txt")).unwrap();
-    write_encoder_of(shape, &vocabulary, directory);
-    directory.to_owned()
-}
-
 /// Compares training steps.
 fn train(training: &Training, text: &Text, python: &Path) -> Comparison {
     let place = workshop();
-    let encoder = write_random(&training.shape, &place.path().join("encoder"));
-    let run = Run::new(place.path().join("run"));
-    let changes = [
-        "mode=multi".to_owned(),
-        format!("model.path={}", encoder.display()),
-        format!("train.multi.batch_size={}", training.batch),
-        "checkpoint.every_steps=1000000".to_owned(),
-    ];
-    text.bam(&run, "prepare", &changes).expect(0);
+    let trial = Trial::prepare(training, text, place.path());
     let name = format!("{}, global batch {}", training.name, training.batch);
     let (unit, target) = (Unit::Tokens, training.target);
     let mut comparison = Comparison { key: training.key, name, unit, target, bam: vec![], peer: vec![] };
     for turn in 0..TURNS {
-        comparison.bam.push(bam_trains(training, text, &run, &changes));
+        comparison.bam.push(bam_trains(&trial));
         let batch = training.batch.to_string();
         let seed = turn.to_string();
         let arguments = ["--batch", &batch, "--seed", &seed];
-        comparison.peer.push(peer(python, "train", &encoder, &run, (training.warm_up, training.steps), &arguments));
+        comparison.peer.push(peer(
+            python,
+            "train",
+            &trial.encoder,
+            &trial.run,
+            (training.warm_up, training.steps),
+            &arguments,
+        ));
     }
     comparison.print();
     comparison
 }
 
-/// The first steps of a training, which is broken off then.
-fn bam_trains(training: &Training, text: &Text, run: &Run, changes: &[String]) -> Turn {
-    // A turn before left its steps.
-    let _ = fs::remove_dir_all(run.stage("multi", ""));
-    // Where ranks that are broken off leave their shared memory: in memory, if the machine has such a place.
-    let shared = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-    let running = text.bam(run, "multi", changes).env("OMPI_MCA_btl_vader_backing_directory", shared.path()).start();
-    let pid = running.pid();
-    let mut peak = 0.0f64;
-    let mut done = false;
-    let ended = running.watch(LOOK_EVERY, || {
-        done = done || steps(run).len() >= training.warm_up + training.steps;
-        if done {
-            // The first time asks for a checkpoint, the second puts an end to it.
-            Process::of(pid).iter().for_each(|bam| bam.signal(Signal::SIGINT));
-        } else {
-            peak = peak.max(peak_of_ranks_mib(pid));
-        }
-    });
-    assert!(done, "the training ended by itself: {ended}");
-    let steps = &steps(run)[training.warm_up..][..training.steps];
+fn bam_trains(trial: &Trial) -> Turn {
+    let FirstSteps { steps, peak_mib } = trial.first_steps(PROCESSES);
     let values = |name: &str| steps.iter().map(|step| step[name].as_f64().unwrap()).collect::<Vec<f64>>();
     Turn {
         seconds: values("seconds"),
         examples: values("examples").iter().sum(),
         tokens: values("tokens").iter().sum(),
-        peak_mib: peak,
+        peak_mib,
         more: Value::Null,
     }
-}
-
-/// The steps that a training has done so far.
-fn steps(run: &Run) -> Vec<Value> {
-    let text = fs::read_to_string(run.stage("multi", "metrics.jsonl")).unwrap_or_default();
-    // The last line may be half written.
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// The peer at work on the data of `run`.
@@ -396,7 +268,7 @@ fn logits(text: &Text, python: &Path) -> Comparison {
     let [many, few] = [MANY, FEW].map(|examples| {
         let run = Run::new(place.path().join(format!("run-{examples}")));
         let changes = [&changes[..], &[format!("data.max_train_examples={examples}")]].concat();
-        text.bam(&run, "prepare", &changes).expect(0);
+        text.bam(&run, PROCESSES, "prepare", &changes).expect(0);
         (run, changes)
     });
     let name = "Teacher logits, MiniLM-L6, the peer padded to 128".to_owned();
@@ -430,7 +302,7 @@ fn changes_for_teachers(text: &Text, place: &Path, encoder: &Path) -> Vec<String
 /// Makes the teachers' logits.
 fn bam_asks(text: &Text, run: &Run, changes: &[String]) -> Turn {
     let _ = fs::remove_dir_all(run.stage("logits", ""));
-    let running = text.bam(run, "logits", changes).start();
+    let running = text.bam(run, PROCESSES, "logits", changes).start();
     let pid = running.pid();
     let mut peak = 0.0f64;
     running.watch(LOOK_EVERY, || peak = peak.max(peak_of_ranks_mib(pid))).expect(0);

@@ -15,6 +15,7 @@ mod run;
 mod snapshot;
 mod stream;
 mod tasks;
+mod trial;
 mod workplace;
 
 pub use bam::{Bam, Finished, Running};
@@ -29,4 +30,7 @@ pub use run::{Run, Step};
 pub use snapshot::{Snapshot, sha256};
 pub use stream::Stream;
 pub use tasks::{ROWS, write_tasks};
+pub use trial::{
+    BASE, FirstSteps, LARGE, MINILM, TRAININGS, Text, Training, Trial, bench_directory, workshop, write_random,
+};
 pub use workplace::Workplace;

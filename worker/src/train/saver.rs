@@ -34,7 +34,9 @@ const FIRST: usize = 0;
 /// Writes one model's checkpoints.
 pub struct Saver {
     writer: Writer,
-    /// Room for the next copy; none while it is being written, and none at all if training waits for its checkpoints.
+    /// Whether training goes on while a checkpoint is written.
+    is_asynchronous: bool,
+    /// Room for the next copy; none before the first one, and while it is being written.
     room: Option<Frozen>,
     under_way: Option<JoinHandle<Result<Frozen>>>,
 }
@@ -58,18 +60,16 @@ struct Shape {
 /// What a checkpoint holds, flat: parameters, first and second moments.
 type Tensors<'a> = [&'a [f32]; 3];
 
-/// A copy of all that, as it was at one moment. Kept for the next checkpoint: fresh memory costs more than the copy.
+/// A copy of all that, as it was at one moment. Kept for the next checkpoint, since fresh memory costs more than the copy; the
+/// first one makes room for it, and a run without checkpoints needs none.
+#[derive(Default)]
 struct Frozen([Vec<f32>; 3]);
 
 impl Frozen {
-    /// Room for a copy, which the system has really given: a value other than 0 has been written into every page.
-    fn room(values: usize) -> Frozen {
-        Frozen([(); 3].map(|()| vec![f32::NAN; values]))
-    }
-
     fn freeze(&mut self, tensors: Tensors) {
         for (room, values) in self.0.iter_mut().zip(tensors) {
-            room.copy_from_slice(values);
+            room.clear();
+            room.extend_from_slice(values);
         }
     }
 }
@@ -82,8 +82,7 @@ impl Saver {
         let writer = Writer { store, shape, control, faults, log: session.run.log(&session.stage.name) };
         // Only the first rank writes.
         let is_asynchronous = session.recipe.checkpoint.asynchronous && session.is_first();
-        let room = is_asynchronous.then(|| Frozen::room(parameters.len()));
-        Saver { writer, room, under_way: None }
+        Saver { writer, is_asynchronous, room: None, under_way: None }
     }
 
     /// Takes a copy and begins to write it, after the one before is on disk; or, if the recipe wants that, writes what is
@@ -96,9 +95,10 @@ impl Saver {
         self.settle()?;
         let (first, second) = optimizer.moments();
         let tensors = [&*parameters.values_mut(), first, second];
-        let Some(mut frozen) = self.room.take() else {
+        if !self.is_asynchronous {
             return self.writer.write(&state, tensors, began, None);
-        };
+        }
+        let mut frozen = self.room.take().unwrap_or_default();
         frozen.freeze(tensors);
         let stall = began.elapsed().as_secs_f64();
         let writer = self.writer.clone();

@@ -10,19 +10,23 @@ use tch::{Device, Kind, Tensor};
 /// For so long a rank is looked at.
 const MEASURE_FOR: Duration = Duration::from_millis(150);
 /// Rows of the matrix that is multiplied: a few hundred tokens at once is what training does.
-const ROWS: i64 = 512;
+const ROWS: i64 = 256;
+/// Operations of one product: it takes a few milliseconds, so that the fastest of many is undisturbed also on a machine that
+/// does other things.
+const OPERATIONS: i64 = 200_000_000;
 
-/// Floating-point operations a second of all ranks together, when all of them do nothing but the largest dense product of
-/// this model in float32 at the same time.
+/// Floating-point operations a second of all ranks together, when all of them do nothing but dense products in float32 of this
+/// model's width at the same time.
 ///
 /// # Errors
 /// A collective did not come about.
 pub fn peak(world: &dyn Communicator, config: &EncoderConfig) -> Result<f64> {
     let options = (Kind::Float, Device::Cpu);
-    let (hidden, intermediate) = (config.hidden_size as i64, config.intermediate_size as i64);
-    let (x, weight) = (Tensor::randn([ROWS, hidden], options), Tensor::randn([intermediate, hidden], options));
-    let mut product = Tensor::empty([ROWS, intermediate], options);
-    let one = (2 * ROWS * hidden * intermediate) as f64;
+    let hidden = config.hidden_size as i64;
+    let columns = (OPERATIONS / (2 * ROWS * hidden)).clamp(1, config.intermediate_size as i64);
+    let (x, weight) = (Tensor::randn([ROWS, hidden], options), Tensor::randn([columns, hidden], options));
+    let mut product = Tensor::empty([ROWS, columns], options);
+    let one = (2 * ROWS * hidden * columns) as f64;
     world.barrier("measuring the machine")?;
     let mut fastest = f64::INFINITY;
     let begin = Instant::now();
