@@ -13,7 +13,7 @@ use crate::objective::prediction;
 use crate::session::Session;
 
 /// At most so many tokens are computed at once.
-const TOKENS_AT_ONCE: usize = 2048;
+const TOKENS_AT_ONCE: usize = 512;
 
 /// Examples that are computed at once, by their places in a set.
 pub type EvalBatch = Vec<usize>;
