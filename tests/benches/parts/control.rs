@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bam_tests::{Bam, Finished, write_encoder, write_program};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
 
 use super::crowd::{END, FINDINGS, unix_time};
@@ -15,10 +16,17 @@ use super::table::{Table, Target};
 const SILENT_WITHIN: f64 = 17.0;
 /// Two seconds are left to `mpirun` to say why.
 const GONE_WITHIN: f64 = 4.0;
+const USUAL_DESCRIPTORS: u64 = 1024;
 const LONGEST: Duration = Duration::from_secs(240);
 /// Steps of the stage: rows / batch × epochs.
 const EPOCHS: usize = 100;
 const STEPS_AN_EPOCH: usize = 100;
+
+/// From here on, this process and what it starts may open as few files as most shells allow.
+pub fn limit_descriptors() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most.min(USUAL_DESCRIPTORS), most).unwrap();
+}
 
 /// Measures with each number of ranks.
 pub fn measure(table: &mut Table, sizes: &[usize]) {
