@@ -77,6 +77,8 @@ fn run(ranks: usize, end: &str, code: i32) -> (Value, End) {
     let begun = unix_time();
     let done = bam.expect(code);
     let ended = unix_time();
+    let log = fs::read_to_string(at("runs/crowd/logs/multi.log")).unwrap();
+    assert!(!log.contains("refused"), "a rank that belongs here was refused: {log}");
     let findings = serde_json::from_slice(&fs::read(at("findings.json")).unwrap()).unwrap();
     (findings, End { done, begun, ended })
 }

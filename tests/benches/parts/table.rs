@@ -67,14 +67,13 @@ impl Table {
     }
 }
 
-/// Four digits, or all of the whole ones.
+/// Whole numbers as they are, others with three digits or more.
 fn figure(value: f64) -> String {
-    let decimals = if value >= 100.0 {
-        0
-    } else if value >= 10.0 {
-        1
-    } else {
-        3
+    let decimals = match value {
+        whole if whole.fract() == 0.0 => 0,
+        large if large >= 100.0 => 0,
+        middle if middle >= 10.0 => 1,
+        _ => 3,
     };
     format!("{value:.decimals$}")
 }
