@@ -17,6 +17,14 @@ pub fn raw(bytes: impl AsRef<[u8]>) -> [u8; 32] {
     Sha256::digest(bytes.as_ref()).into()
 }
 
+/// SHA-256 of bytes that come in parts.
+pub fn of_parts<T: AsRef<Vec<u8>>>(parts: impl Iterator<Item = T>) -> String {
+    let mut hasher = Sha256::new();
+    parts.for_each(|part| hasher.update(part.as_ref()));
+    let sum: [u8; 32] = hasher.finalize().into();
+    hex(&sum)
+}
+
 /// SHA-256 of a value's JSON form. Struct fields keep their order of declaration, so equal values hash equally.
 pub fn of_json<T: Serialize>(value: &T) -> String {
     // Serialising into memory fails only for maps with non-string keys, which no type of ours has.

@@ -5,6 +5,7 @@ mod choice;
 mod cli;
 mod command;
 mod conduct;
+mod descriptors;
 mod failure;
 mod history;
 mod progress;

@@ -1,11 +1,17 @@
 //! A recipe with everything that follows from looking at its files: encoder, tasks, sizes, plan. Nothing is written.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZero;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use bam_cluster::config::{self, ConfigError, Override, PredictedSplit, Recipe};
 use bam_cluster::encoder::Encoder;
 use bam_cluster::plan::{Plan, TaskSize};
-use bam_cluster::task::{self, DataError, Table, Task};
+use bam_cluster::task::{self, Count, DataError, Selection, Sizes, Task};
 use bam_cluster::teacher::TaskModel;
 
 use crate::cli::RecipeArguments;
@@ -50,16 +56,16 @@ impl Project {
         let tasks = recipe.tasks();
         let (mut sizes, mut sources, mut warnings) = (vec![], vec![], vec![]);
         let mut further = BTreeMap::new();
-        for task in &tasks {
-            let examples = task::read_examples(task, recipe.seed, &recipe.data.selection())?;
+        for (task, examples) in tasks.iter().zip(count_all(&tasks, &recipe.data.selection())) {
+            let examples = examples?;
             let splits = further_splits(&recipe, task, &mut warnings)?;
             sizes.push(TaskSize {
                 task: task.name.clone(),
-                train: examples.train.len(),
-                dev: examples.dev.len(),
-                further: splits.iter().map(|(split, table)| (split.clone(), table.examples.len())).collect(),
+                train: examples.train,
+                dev: examples.dev,
+                further: splits.iter().map(|(split, count)| (split.clone(), count.examples)).collect(),
             });
-            further.extend(splits.into_iter().map(|(split, table)| ((task.name.clone(), split), table.sha256)));
+            further.extend(splits.into_iter().map(|(split, count)| ((task.name.clone(), split), count.sha256)));
             sources.push(examples.source_sha256);
             warnings.extend(skipped_rows(&task.name, examples.skipped));
         }
@@ -86,15 +92,38 @@ impl Project {
     }
 }
 
+/// Reads and checks the files of all tasks, on all cores: the largest take longest and come first.
+fn count_all(tasks: &[Task], selection: &Selection) -> Vec<Result<Sizes, DataError>> {
+    let mut order: Vec<usize> = (0..tasks.len()).collect();
+    order.sort_by_key(|&i| Reverse(fs::metadata(&tasks[i].source.train).map_or(0, |m| m.len())));
+    let (next, counted) = (AtomicUsize::new(0), tasks.iter().map(|_| OnceLock::new()).collect::<Vec<_>>());
+    let count = || {
+        while let Some(&i) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+            // Each task is one thread's.
+            let _ = counted[i].set(task::count_examples(&tasks[i], selection));
+        }
+    };
+    thread::scope(|scope| {
+        let helpers = thread::available_parallelism().map_or(1, NonZero::get).min(tasks.len());
+        (1..helpers).for_each(|_| drop(scope.spawn(count)));
+        count();
+    });
+    counted
+        .into_iter()
+        .zip(tasks)
+        .map(|(done, task)| done.into_inner().unwrap_or_else(|| task::count_examples(task, selection)))
+        .collect()
+}
+
 /// The further splits of a task that the recipe asks for and whose files are there.
-fn further_splits(recipe: &Recipe, task: &Task, warnings: &mut Vec<String>) -> Result<Vec<(String, Table)>, DataError> {
+fn further_splits(recipe: &Recipe, task: &Task, warnings: &mut Vec<String>) -> Result<Vec<(String, Count)>, DataError> {
     let mut found = vec![];
     for split in &task.source.further {
         if !recipe.predict.iter().any(|asked| split.belongs_to(asked.name())) {
             continue;
         }
         match split.file() {
-            Some(file) => found.push((split.name.clone(), task::read_split(task, split, file)?)),
+            Some(file) => found.push((split.name.clone(), task::count_split(task, split, file)?)),
             None => warnings.push(format!(
                 "task '{}': {} is not predicted, there is no {}",
                 task.name,

@@ -53,6 +53,15 @@ impl Process {
         Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1024.0)
     }
 
+    /// Seconds of processor time that it has used, if it is still there.
+    pub fn processor_seconds(&self) -> Option<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = |i: usize| fields.get(i)?.parse::<f64>().ok();
+        // Linux counts a hundred of them a second for programs, whatever it counts for itself.
+        Some((ticks(11)? + ticks(12)?) / 100.0)
+    }
+
     /// Its command line.
     pub fn command_line(&self) -> String {
         let bytes = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();

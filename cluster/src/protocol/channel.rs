@@ -9,13 +9,15 @@
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hmac::{Hmac, KeyInit, Mac};
-use nix::sys::socket::setsockopt;
+use nix::errno::Errno;
 use nix::sys::socket::sockopt::TcpUserTimeout;
+use nix::sys::socket::{MsgFlags, recv, setsockopt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::Sha256;
@@ -83,10 +85,17 @@ enum Side {
 }
 
 /// Makes or checks the codes of one direction, line after line.
+#[cfg_attr(test, derive(Clone))]
 struct Seal {
     key: Hmac<Sha256>,
     side: Side,
     lines: u64,
+}
+
+impl fmt::Debug for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Seal({:?}, {} lines)", self.side, self.lines)
+    }
 }
 
 impl Seal {
@@ -124,6 +133,12 @@ impl Seal {
         self.mac(body).verify_slice(&unhex(mac)?).ok()?;
         self.lines += 1;
         Some(body)
+    }
+
+    /// The message in the next line that was heard.
+    fn message<T: DeserializeOwned>(&mut self, line: &[u8]) -> Result<T> {
+        let body = self.open(line).ok_or(ChannelError::Forged(self.lines))?;
+        serde_json::from_slice(body).map_err(ChannelError::Meaningless)
     }
 }
 
@@ -289,9 +304,7 @@ impl<R: BufRead> Receiver<R> {
     /// The connection broke, or what came is not what the other side said next, or no message.
     pub fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
         let Some(line) = read_line(&mut self.reader, LONGEST_LINE)? else { return Ok(None) };
-        let number = self.seal.lines;
-        let body = self.seal.open(&line).ok_or(ChannelError::Forged(number))?;
-        serde_json::from_slice(body).map(Some).map_err(ChannelError::Meaningless)
+        self.seal.message(&line).map(Some)
     }
 }
 
@@ -300,11 +313,80 @@ impl Receiver {
     pub fn wait(&mut self, within: Option<Duration>) {
         self.reader.get_mut().wait(within);
     }
+
+    /// From now on nothing is waited for.
+    pub fn into_inbox(self) -> Inbox {
+        let came = self.reader.buffer().to_vec();
+        Inbox { stream: self.reader.into_inner().stream, lines: Lines { seal: self.seal, came } }
+    }
 }
 
 impl<R> fmt::Debug for Receiver<R> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "Receiver({} lines)", self.seal.lines)
+    }
+}
+
+/// The half of a channel that listens without waiting, so that one thread can hear many.
+#[derive(Debug)]
+pub struct Inbox {
+    stream: Arc<TcpStream>,
+    lines: Lines,
+}
+
+impl Inbox {
+    /// Passes on the messages that have come. `space` is where to put what is read in one go; there may be more than that,
+    /// or the rest of a message may be on its way. False when the other side has hung up.
+    ///
+    /// # Errors
+    /// The connection broke, or what came is not what the other side said next, or no message.
+    pub fn receive<T: DeserializeOwned>(&mut self, space: &mut [u8], mut heard: impl FnMut(T)) -> Result<bool> {
+        self.lines.take(&[], &mut heard)?;
+        match recv(self.stream.as_raw_fd(), space, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => self.lines.end().map(|()| false),
+            Ok(n) => self.lines.take(&space[..n], &mut heard).map(|()| true),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(true),
+            Err(e) => Err(io::Error::from(e).into()),
+        }
+    }
+}
+
+impl AsFd for Inbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+/// Bytes as they come, cut into lines.
+#[derive(Debug)]
+struct Lines {
+    seal: Seal,
+    /// What has come and has not been heard yet.
+    came: Vec<u8>,
+}
+
+impl Lines {
+    /// Passes on the messages that are whole with these bytes.
+    fn take<T: DeserializeOwned>(&mut self, bytes: &[u8], heard: &mut impl FnMut(T)) -> Result<()> {
+        self.came.extend_from_slice(bytes);
+        let mut done = 0;
+        while let Some(length) = self.came[done..].iter().position(|b| *b == b'\n') {
+            let line = done..done + length + 1;
+            done = line.end;
+            self.check(line.len())?;
+            heard(self.seal.message(&self.came[line])?);
+        }
+        self.came.drain(..done);
+        self.check(self.came.len())
+    }
+
+    /// Nothing more comes.
+    fn end(&self) -> Result<()> {
+        if self.came.is_empty() { Ok(()) } else { Err(ChannelError::Forged(self.seal.lines)) }
+    }
+
+    fn check(&self, length: usize) -> Result<()> {
+        if length > LONGEST_LINE { Err(ChannelError::Forged(self.seal.lines)) } else { Ok(()) }
     }
 }
 
@@ -450,14 +532,33 @@ mod tests {
         let Ok((_, seal)) = begin_as_launcher(&mut reader, &mut vec![], &record.secret, &record.launcher_nonce) else {
             return (messages, true);
         };
+        let (at_once, refused) = heard_in_pieces(seal.clone(), reader, reader.len());
+        for longest in [1, 7, 64] {
+            assert_eq!(
+                heard_in_pieces(seal.clone(), reader, longest),
+                (at_once.clone(), refused),
+                "pieces of {longest}"
+            );
+        }
         let mut receiver = Receiver { reader, seal };
-        loop {
+        let waited = loop {
             match receiver.receive() {
                 Ok(Some(message)) => messages.push(message),
-                Ok(None) => return (messages, false),
-                Err(_) => return (messages, true),
+                Ok(None) => break (messages, false),
+                Err(_) => break (messages, true),
             }
-        }
+        };
+        assert_eq!(waited, (at_once, refused), "who does not wait hears the same");
+        waited
+    }
+
+    /// What one who does not wait hears if what is said comes in pieces.
+    fn heard_in_pieces(seal: Seal, said: &[u8], longest: usize) -> (Vec<FromRank>, bool) {
+        let (mut lines, mut messages) = (Lines { seal, came: vec![] }, vec![]);
+        let mut pieces = said.chunks(longest.max(1));
+        let taken = pieces.try_for_each(|piece| lines.take(piece, &mut |message| messages.push(message)));
+        let refused = taken.and_then(|()| lines.end()).is_err();
+        (messages, refused)
     }
 
     #[test]
@@ -537,6 +638,31 @@ mod tests {
         let mut receiver = Receiver { reader: BufReader::new(Endless(0)), seal };
         assert!(matches!(receiver.receive::<FromRank>(), Err(ChannelError::Forged(0))));
         assert!(receiver.reader.get_ref().0 <= LONGEST_LINE + (1 << 16));
+        let (seal, _) = Seal::both(&record.secret, &[0; 32], &[1; 32]);
+        let mut lines = Lines { seal, came: vec![] };
+        let piece = vec![b'x'; 1 << 16];
+        let pieces = (0..).find(|_| lines.take(&piece, &mut |_: FromRank| ()).is_err()).unwrap();
+        assert!(pieces * piece.len() <= LONGEST_LINE);
+    }
+
+    #[test]
+    fn who_does_not_wait_hears_what_was_read_ahead_and_the_end() {
+        let secret = Secret::random().unwrap();
+        let (listener, address) = listener();
+        let known = secret.clone();
+        let rank = thread::spawn(move || {
+            let (mut sender, _receiver) = connect(&[address], &known, PROVE_WITHIN).unwrap();
+            messages().iter().for_each(|m| sender.send(m).unwrap());
+            sender.hang_up();
+        });
+        let stream = Arc::new(listener.accept().unwrap().0);
+        let (_, mut receiver) = accept(&stream, &secret, PROVE_WITHIN).unwrap().confirm().unwrap();
+        let mut all: Vec<FromRank> = vec![receiver.receive().unwrap().unwrap()];
+        // More than the first message may have come with it.
+        rank.join().unwrap();
+        let (mut inbox, mut space) = (receiver.into_inbox(), [0; 100]);
+        while inbox.receive(&mut space, |message| all.push(message)).unwrap() {}
+        assert_eq!(all, messages());
     }
 
     #[test]

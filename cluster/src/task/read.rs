@@ -1,10 +1,17 @@
 //! Reads a tab-separated file into examples, refusing what the recipe does not describe. Split on tabs only.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread;
 
 use super::{Column, FurtherSplit, Kind, Layout, Malformed, Task};
 use crate::digest;
+
+/// So much is read in one go, and so many pieces may wait to be hashed.
+const CHUNK: usize = 1 << 20;
+const CHUNKS_AHEAD: usize = 4;
 
 /// One labelled text, or pair of texts.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,12 +118,31 @@ impl Position {
     }
 }
 
+/// What is known of a file whose examples are not kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Count {
+    /// Examples in it.
+    pub examples: usize,
+    /// Rows left out because they lack a column.
+    pub skipped: u64,
+    /// SHA-256 of the file.
+    pub sha256: String,
+}
+
 /// Reads all examples of the training or dev file of `task`.
 ///
 /// # Errors
 /// A missing or empty file, a missing column, an unknown label, a score out of range, text that is not UTF-8.
 pub fn read_table(task: &Task, path: &Path) -> Result<Table, DataError> {
     read(task, path, &task.source.layout)
+}
+
+/// Reads and checks the same and keeps nothing of it.
+///
+/// # Errors
+/// As for [`read_table`].
+pub fn count_table(task: &Task, path: &Path) -> Result<Count, DataError> {
+    scan(task, path, &task.source.layout, |_| ())
 }
 
 /// Reads all examples of a further split of `task`, from its file `path`.
@@ -127,41 +153,146 @@ pub fn read_split(task: &Task, split: &FurtherSplit, path: &Path) -> Result<Tabl
     read(task, path, &split.layout)
 }
 
+/// Reads and checks the same and keeps nothing of it.
+///
+/// # Errors
+/// As for [`read_split`].
+pub fn count_split(task: &Task, split: &FurtherSplit, path: &Path) -> Result<Count, DataError> {
+    scan(task, path, &split.layout, |_| ())
+}
+
 fn read(task: &Task, path: &Path, layout: &Layout) -> Result<Table, DataError> {
-    let unreadable = |source| DataError::Unreadable { task: task.name.clone(), path: path.to_owned(), source };
-    let bytes = std::fs::read(path).map_err(unreadable)?;
-    let sha256 = digest::of_bytes(&bytes);
-    let text = std::str::from_utf8(&bytes).map_err(|e| DataError::Line {
-        path: path.to_owned(),
-        line: bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count() + 1,
-        problem: "the text is not UTF-8".to_owned(),
-        remedy: "convert the file to UTF-8".to_owned(),
+    let mut examples = vec![];
+    let Count { skipped, sha256, .. } = scan(task, path, layout, |row| {
+        let (text, text_b) = (row.text.to_owned(), row.text_b.map(str::to_owned));
+        examples.push(Example { id: row.id, text, text_b, label: row.label });
     })?;
-    let mut lines = text
-        .strip_prefix('\u{feff}')
-        .unwrap_or(text)
-        .split('\n')
-        .map(|l| l.strip_suffix('\r').unwrap_or(l))
-        .enumerate();
-    let header = if layout.header { lines.next().map(|(_, l)| l) } else { None };
-    let positions = positions(task, layout, path, header)?;
-    let mut table = Table { examples: Vec::new(), skipped: 0, rows: 0, sha256 };
-    for (number, line) in lines {
-        if line.is_empty() {
-            continue;
+    let rows = examples.len() as u64 + skipped;
+    Ok(Table { examples, skipped, rows, sha256 })
+}
+
+/// One example as it stands in the file.
+struct Row<'a> {
+    id: u64,
+    text: &'a str,
+    text_b: Option<&'a str>,
+    label: f32,
+}
+
+/// Reads and checks a whole file, row by row. Another thread hashes what is read meanwhile.
+fn scan(task: &Task, path: &Path, layout: &Layout, mut visit: impl FnMut(Row)) -> Result<Count, DataError> {
+    let unreadable = |source| DataError::Unreadable { task: task.name.clone(), path: path.to_owned(), source };
+    let mut chunks = Chunks { file: File::open(path).map_err(unreadable)?, rest: vec![] };
+    let mut rows = Rows { task, path, layout, positions: None, lines: 0, examples: 0, skipped: 0 };
+    let sha256 = thread::scope(|scope| {
+        let (sender, read) = mpsc::sync_channel::<Arc<Vec<u8>>>(CHUNKS_AHEAD);
+        let hash = move || digest::of_parts(read.iter());
+        let hash = thread::Builder::new().spawn_scoped(scope, hash).map_err(unreadable)?;
+        while let Some(chunk) = chunks.next().map_err(unreadable)? {
+            let chunk = Arc::new(chunk);
+            // It listens to the end.
+            let _ = sender.send(chunk.clone());
+            rows.read(&chunk, &mut visit)?;
         }
-        match example(task, layout.malformed, &positions, table.rows, line)
-            .map_err(|fault| fault.at(task, path, number + 1))?
-        {
-            Some(example) => table.examples.push(example),
-            None => table.skipped += 1,
-        }
-        table.rows += 1;
-    }
-    if table.examples.is_empty() {
+        drop(sender);
+        Ok(hash.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    if rows.examples == 0 {
         return Err(DataError::Empty { task: task.name.clone(), path: path.to_owned(), needed: 1 });
     }
-    Ok(table)
+    Ok(Count { examples: rows.examples, skipped: rows.skipped, sha256 })
+}
+
+/// A file in pieces that end with a line, so that memory is needed for a few of them alone.
+struct Chunks {
+    file: File,
+    /// The beginning of a line whose end was not read yet.
+    rest: Vec<u8>,
+}
+
+impl Chunks {
+    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let mut chunk = Vec::with_capacity(CHUNK + self.rest.len());
+        chunk.append(&mut self.rest);
+        loop {
+            let before = chunk.len();
+            if (&self.file).take(CHUNK as u64).read_to_end(&mut chunk)? == 0 {
+                return Ok((!chunk.is_empty()).then_some(chunk));
+            }
+            if let Some(end) = memchr::memrchr(b'\n', &chunk[before..]) {
+                self.rest.extend_from_slice(&chunk[before + end + 1..]);
+                chunk.truncate(before + end + 1);
+                return Ok(Some(chunk));
+            }
+        }
+    }
+}
+
+/// A file that is read from its first line to its last.
+struct Rows<'a> {
+    task: &'a Task,
+    path: &'a Path,
+    layout: &'a Layout,
+    /// Known from the first line on.
+    positions: Option<Positions>,
+    lines: usize,
+    examples: usize,
+    skipped: u64,
+}
+
+impl Rows<'_> {
+    /// Takes in the next lines.
+    fn read(&mut self, lines: &[u8], visit: &mut impl FnMut(Row)) -> Result<(), DataError> {
+        let text = std::str::from_utf8(lines).map_err(|e| DataError::Line {
+            path: self.path.to_owned(),
+            line: self.lines + memchr::memchr_iter(b'\n', &lines[..e.valid_up_to()]).count() + 1,
+            problem: "the text is not UTF-8".to_owned(),
+            remedy: "convert the file to UTF-8".to_owned(),
+        })?;
+        let text = if self.lines == 0 { text.strip_prefix('\u{feff}').unwrap_or(text) } else { text };
+        let mut fields = vec![];
+        for line in split(text.strip_suffix('\n').unwrap_or(text), b'\n') {
+            let line = line.strip_suffix('\r').unwrap_or(line);
+            self.lines += 1;
+            let positions = match &self.positions {
+                Some(positions) => positions,
+                None => {
+                    let header = self.layout.header.then_some(line);
+                    let positions = self.positions.insert(positions(self.task, self.layout, self.path, header)?);
+                    if self.layout.header {
+                        continue;
+                    }
+                    positions
+                }
+            };
+            if line.is_empty() {
+                continue;
+            }
+            fields.clear();
+            fields.extend(split(line, b'\t'));
+            let id = self.examples as u64 + self.skipped;
+            let row = row(self.task, self.layout.malformed, positions, id, &fields);
+            match row.map_err(|fault| fault.at(self.task, self.path, self.lines))? {
+                Some(row) => {
+                    self.examples += 1;
+                    visit(row);
+                }
+                None => self.skipped += 1,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The parts of a text between separators of one byte.
+fn split(text: &str, separator: u8) -> impl Iterator<Item = &str> {
+    let ends = memchr::memchr_iter(separator, text.as_bytes()).chain([text.len()]);
+    let mut start = 0;
+    ends.map(move |end| {
+        let part = &text[start..end];
+        start = end + 1;
+        part
+    })
 }
 
 fn positions(task: &Task, layout: &Layout, path: &Path, header: Option<&str>) -> Result<Positions, DataError> {
@@ -228,18 +359,17 @@ impl Fault {
 }
 
 /// One row as an example; `None` if it lacks columns and such rows are skipped.
-fn example(
+fn row<'a>(
     task: &Task,
     malformed: Malformed,
     positions: &Positions,
     id: u64,
-    line: &str,
-) -> Result<Option<Example>, Fault> {
-    let fields: Vec<&str> = line.split('\t').collect();
-    let of = |position: Option<Position>| position.map(|p| p.of(&fields));
+    fields: &[&'a str],
+) -> Result<Option<Row<'a>>, Fault> {
+    let of = |position: Option<Position>| position.map(|p| p.of(fields));
     let (text_b, label, index) = (of(positions.text_b), of(positions.label), of(positions.index));
     let complete = ![text_b, label, index].contains(&Some(None));
-    let (Some(text), true) = (positions.text.of(&fields), complete) else {
+    let (Some(text), true) = (positions.text.of(fields), complete) else {
         return match malformed {
             Malformed::Skip => Ok(None),
             Malformed::Refuse => Err(Fault::Columns { found: fields.len() }),
@@ -251,7 +381,7 @@ fn example(
         return Err(Fault::Index { found: index.trim().to_owned(), place: id });
     }
     let label = label.flatten().map_or(Ok(f32::NAN), |l| parse_label(&task.kind, l.trim()))?;
-    Ok(Some(Example { id, text: text.to_owned(), text_b: text_b.flatten().map(str::to_owned), label }))
+    Ok(Some(Row { id, text, text_b: text_b.flatten(), label }))
 }
 
 fn parse_label(kind: &Kind, text: &str) -> Result<f32, Fault> {
@@ -332,6 +462,26 @@ mod tests {
         let gap = read("index\tsentence1\tsentence2\n0\ta\tb\n2\tc\td\n").unwrap_err().to_string();
         assert!(gap.contains("line 3: row 1 of task 'rte' has the number 2"), "{gap}");
         assert!(read("index\tsentence1\tsentence2\n0\ta\n").unwrap_err().to_string().contains("a column that task"));
+    }
+
+    #[test]
+    fn a_file_of_many_pieces_is_read_as_one() {
+        let t = task(yes_no(), layout(false, Column::Index(0), None, Column::Index(1)));
+        // One row is longer than a piece.
+        let rows: Vec<String> =
+            (0..40_000).map(|i| "é".repeat(if i == 20_000 { CHUNK } else { i % 90 }) + "\tyes").collect();
+        let content = rows.join("\n");
+        assert!(content.len() > 3 * CHUNK);
+        let table = read(&t, &content).unwrap();
+        assert_eq!(table.sha256, digest::of_bytes(&content));
+        assert!(table.examples.iter().zip(&rows).all(|(e, row)| row.strip_suffix("\tyes") == Some(e.text.as_str())));
+        assert_eq!(table.examples.len(), rows.len());
+        let message = read(&t, &(content.clone() + "\n\na\tperhaps\n")).unwrap_err().to_string();
+        assert!(message.contains("line 40002: unknown label 'perhaps'"), "{message}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), [content.as_bytes(), b"\n\xff\tyes"].concat()).unwrap();
+        let message = read_table(&t, file.path()).unwrap_err().to_string();
+        assert!(message.contains("line 40001: the text is not UTF-8"), "{message}");
     }
 
     #[test]

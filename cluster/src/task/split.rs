@@ -1,10 +1,8 @@
 //! A task's train and dev examples: files as given, or a seeded share of one file; optionally cut down.
 
-use std::path::Path;
-
 use serde::Serialize;
 
-use super::{DataError, Dev, Example, Table, Task, read_table};
+use super::{DataError, Dev, Example, Table, Task, count_table, read_table};
 use crate::digest;
 use crate::plan::shuffled;
 
@@ -44,12 +42,12 @@ pub fn read_examples(task: &Task, seed: u64, selection: &Selection) -> Result<Ex
     let (mut train, mut dev, skipped, source_sha256) = match &task.source.dev {
         Dev::File(dev_path) => {
             let dev_table = read_table(task, dev_path)?;
-            let both = digest::of_bytes(format!("{} {}", train_table.sha256, dev_table.sha256));
+            let both = both(&train_table.sha256, &dev_table.sha256);
             (train_table.examples, dev_table.examples, [train_table.skipped, dev_table.skipped], both)
         }
         Dev::Fraction(fraction) => {
             let Table { examples, skipped, sha256, .. } = train_table;
-            let n_dev = (examples.len() as f64 * fraction).round() as usize;
+            let n_dev = share(examples.len(), *fraction);
             let (dev, train) = sample(examples, n_dev, &["split", &seed.to_string(), &task.name]);
             (train, dev, [skipped, 0], sha256)
         }
@@ -58,19 +56,69 @@ pub fn read_examples(task: &Task, seed: u64, selection: &Selection) -> Result<Ex
         if let Some(limit) = limit {
             *examples = sample(std::mem::take(examples), limit, &["limit", &seed.to_string(), &task.name, split]).0;
         }
-        if examples.is_empty() {
-            return Err(DataError::Empty {
-                task: task.name.clone(),
-                path: Path::new(train_path).to_owned(),
-                needed: 2,
-            });
-        }
+        check(task, examples.len())?;
     }
     if selection.double_unordered && task.unordered {
         let copies: Vec<Example> = train.iter().filter_map(|e| swapped(e, rows)).collect();
         train.extend(copies);
     }
     Ok(Examples { train, dev, skipped, source_sha256 })
+}
+
+/// How many examples [`read_examples`] finds, and in what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sizes {
+    /// Examples to train on.
+    pub train: usize,
+    /// Examples to judge on.
+    pub dev: usize,
+    /// Rows left out of the train and dev files because they lack a column.
+    pub skipped: [u64; 2],
+    /// SHA-256 of the files (or file).
+    pub source_sha256: String,
+}
+
+/// Reads and checks both splits of a task and keeps nothing of them.
+///
+/// # Errors
+/// As for [`read_examples`].
+pub fn count_examples(task: &Task, selection: &Selection) -> Result<Sizes, DataError> {
+    let of_train = count_table(task, &task.source.train)?;
+    let (mut train, mut dev, skipped, source_sha256) = match &task.source.dev {
+        Dev::File(path) => {
+            let of_dev = count_table(task, path)?;
+            let both = both(&of_train.sha256, &of_dev.sha256);
+            (of_train.examples, of_dev.examples, [of_train.skipped, of_dev.skipped], both)
+        }
+        Dev::Fraction(fraction) => {
+            let n_dev = share(of_train.examples, *fraction);
+            (of_train.examples - n_dev, n_dev, [of_train.skipped, 0], of_train.sha256)
+        }
+    };
+    for (examples, limit) in [(&mut train, selection.max_train), (&mut dev, selection.max_dev)] {
+        *examples = limit.map_or(*examples, |limit| limit.min(*examples));
+        check(task, *examples)?;
+    }
+    if selection.double_unordered && task.unordered && task.source.layout.text_b.is_some() {
+        train *= 2;
+    }
+    Ok(Sizes { train, dev, skipped, source_sha256 })
+}
+
+/// The sum of a task that has two files.
+fn both(train: &str, dev: &str) -> String {
+    digest::of_bytes(format!("{train} {dev}"))
+}
+
+/// How many of so many examples are the dev split.
+fn share(examples: usize, fraction: f64) -> usize {
+    ((examples as f64 * fraction).round() as usize).min(examples)
+}
+
+/// A split needs an example.
+fn check(task: &Task, examples: usize) -> Result<(), DataError> {
+    let empty = || DataError::Empty { task: task.name.clone(), path: task.source.train.clone(), needed: 2 };
+    if examples == 0 { Err(empty()) } else { Ok(()) }
 }
 
 /// A pair with its texts in the other order.
@@ -111,6 +159,33 @@ mod tests {
         let pair = |id, a: &str, b: &str, label| (id, a.to_owned(), b.to_owned(), label);
         let expected = [pair(0, "a", "b", 1.0), pair(1, "c", "d", 0.0), pair(2, "b", "a", 1.0), pair(3, "d", "c", 0.0)];
         assert_eq!(doubled, expected);
+    }
+
+    #[test]
+    fn what_is_counted_is_what_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("MRPC")).unwrap();
+        let row = |i| format!("{}\t{i}\t{i}\ta {i}\tb {i}\n", i % 2);
+        let rows = |n: usize| {
+            "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n".to_owned() + &(0..n).map(row).collect::<String>()
+        };
+        for (file, n) in [("MRPC/train.tsv", 11), ("MRPC/dev.tsv", 3)] {
+            std::fs::write(dir.path().join(file), rows(n)).unwrap();
+        }
+        let mut task = crate::task::glue_task("mrpc", dir.path()).unwrap();
+        for dev in [task.source.dev.clone(), Dev::Fraction(0.3), Dev::Fraction(0.01), Dev::Fraction(1.0)] {
+            task.source.dev = dev;
+            for (max_train, max_dev) in [(None, None), (Some(4), Some(2)), (Some(100), Some(100))] {
+                for double_unordered in [false, true] {
+                    let selection = Selection { max_train, max_dev, double_unordered };
+                    let read = read_examples(&task, 1, &selection);
+                    let read = read.map(|e| (e.train.len(), e.dev.len(), e.skipped, e.source_sha256));
+                    let counted = count_examples(&task, &selection);
+                    let counted = counted.map(|s| (s.train, s.dev, s.skipped, s.source_sha256));
+                    assert_eq!(counted.map_err(|e| e.to_string()), read.map_err(|e| e.to_string()), "{selection:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use bam_cluster::stage_record;
 use crate::backend::Programs;
 use crate::cli::{PredictArguments, RunArguments};
 use crate::conduct::Conductor;
+use crate::descriptors;
 use crate::failure;
 use crate::history::{History, HistoryError};
 use crate::progress::{self, Kept, StageProgress};
@@ -32,6 +33,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     // Everything up to the lock only looks, so that bad input changes nothing.
     let project = Project::load(&arguments.recipe)?;
     let programs = Programs::find(&project.recipe.cluster)?;
+    descriptors::make_room(&project.recipe.cluster)?;
     let run = RunDir::new(super::directory_or_default(arguments.run_dir.as_deref(), &project.recipe.name)?);
     let share = Share::of(&arguments.stages, &project.plan)?;
     let lock = match &share.stages {

@@ -13,9 +13,10 @@ use std::thread;
 use std::time::Duration;
 
 use bam_cluster::files;
-use bam_cluster::protocol::channel::{self, ChannelError, Receiver};
+use bam_cluster::protocol::channel::{self, Receiver};
 use bam_cluster::protocol::{ControlFile, FromRank, Hello, Reach, Secret};
 
+use super::ears::Ears;
 use super::event::{ConnectionId, Event};
 use super::lobby::{Lobby, Seat};
 
@@ -24,7 +25,9 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// How long an order may wait for a rank that does not read.
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
 /// How many strangers may keep a connection (and a thread) waiting, besides as many as there are ranks.
-const STRANGERS: usize = 64;
+pub const STRANGERS: usize = 64;
+/// A thread that hears a proof needs little, and there may be thousands of them when ranks come all at once.
+const STACK: usize = 256 << 10;
 /// Out of file descriptors, most likely; some come back.
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
 /// It is this host's own address, so that it answers at once or is too busy to need waking.
@@ -38,6 +41,7 @@ pub struct ControlServer {
     incarnation: u64,
     closing: Arc<AtomicBool>,
     lobby: Arc<Lobby>,
+    ears: Arc<Ears>,
 }
 
 /// What every connection is measured by and where it leads.
@@ -46,6 +50,7 @@ struct Door {
     events: Sender<Event>,
     closing: Arc<AtomicBool>,
     lobby: Arc<Lobby>,
+    ears: Arc<Ears>,
 }
 
 impl ControlServer {
@@ -66,8 +71,11 @@ impl ControlServer {
         let admission = ControlFile { addresses, secret: Secret::random()?, incarnation };
         write_privately(&file, &admission)?;
         let (closing, lobby) = (Arc::new(AtomicBool::new(false)), Lobby::new(STRANGERS + ranks));
-        let server = ControlServer { own_address, file, incarnation, closing: closing.clone(), lobby: lobby.clone() };
-        thread::spawn(move || accept(&listener, Arc::new(Door { admission, events, closing, lobby })));
+        let ears = Ears::open(events.clone())?;
+        let (own_closing, own_lobby, own_ears) = (closing.clone(), lobby.clone(), ears.clone());
+        let server =
+            ControlServer { own_address, file, incarnation, closing: own_closing, lobby: own_lobby, ears: own_ears };
+        thread::spawn(move || accept(&listener, Arc::new(Door { admission, events, closing, lobby, ears })));
         Ok(server)
     }
 }
@@ -81,6 +89,7 @@ impl Drop for ControlServer {
         }
         self.closing.store(true, Ordering::SeqCst);
         self.lobby.clear();
+        self.ears.close();
         // Wakes the thread that waits for connections.
         if let Some(address) = self.own_address {
             let _ = TcpStream::connect_timeout(&address, WAKE_WITHIN);
@@ -105,9 +114,9 @@ fn accept(listener: &TcpListener, door: Arc<Door>) {
         let seat = door.lobby.enter(connection, stream.clone());
         let guest = Guest { stream, from: SocketAddr::new(from.ip().to_canonical(), from.port()), connection };
         let door = door.clone();
-        // A thread for each, so that one who says nothing keeps nobody waiting. Where no more threads are to be had, the
+        // A thread for each until it is in, so that one who says nothing keeps nobody waiting. Where no more threads are to be had, the
         // connection is closed and its rank comes again.
-        let _ = thread::Builder::new().spawn(move || serve(guest, seat, &door));
+        let _ = thread::Builder::new().stack_size(STACK).spawn(move || serve(guest, seat, &door));
     }
 }
 
@@ -118,27 +127,16 @@ struct Guest {
     connection: ConnectionId,
 }
 
-/// One connection from hello to end. A dispatcher that is gone needs no events, so that failed sends are no matter.
+/// Lets a connection in, or not. A dispatcher that is gone needs no events, so that failed sends are no matter.
 fn serve(guest: Guest, seat: Seat, door: &Door) {
     let Guest { stream, from, connection } = guest;
-    let refused = |reason| drop(door.events.send(Event::Refused { from, reason }));
-    let (sender, mut receiver, hello) = match admit(&stream, seat, &door.admission) {
-        Ok(admitted) => admitted,
-        Err(reason) => return refused(reason),
-    };
-    let _ = door.events.send(Event::Joined { connection, hello, sender });
-    loop {
-        match receiver.receive::<FromRank>() {
-            Ok(Some(message)) => drop(door.events.send(Event::Said { connection, message })),
-            // mpirun says better why a rank is gone.
-            Ok(None) | Err(ChannelError::Io(_)) => break,
-            Err(e) => {
-                refused(e.to_string());
-                break;
-            }
+    match admit(&stream, seat, &door.admission) {
+        Ok((sender, receiver, hello)) => {
+            let _ = door.events.send(Event::Joined { connection, hello, sender });
+            door.ears.listen_to(connection, from, receiver.into_inbox());
         }
+        Err(reason) => drop(door.events.send(Event::Refused { from, reason })),
     }
-    let _ = door.events.send(Event::Left { connection });
 }
 
 type Admitted = (channel::Sender, Receiver, Hello);
@@ -160,7 +158,6 @@ fn admit(stream: &Arc<TcpStream>, seat: Seat, admission: &ControlFile) -> Result
     if hello.incarnation != admission.incarnation {
         return Err(format!("it belongs to start {}, this is start {}", hello.incarnation, admission.incarnation));
     }
-    receiver.wait(None);
     Ok((sender, receiver, hello))
 }
 
@@ -182,12 +179,17 @@ mod tests {
     use std::sync::mpsc::{self, Receiver as Events};
     use std::time::Instant;
 
+    use bam_cluster::protocol::channel::ChannelError;
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
     fn server(dir: &Path) -> (ControlServer, ControlFile, Events<Event>) {
+        server_for(dir, 2)
+    }
+
+    fn server_for(dir: &Path, ranks: usize) -> (ControlServer, ControlFile, Events<Event>) {
         let (sender, events) = mpsc::channel();
         let path = dir.join("control.json");
-        let server = ControlServer::open(path.clone(), 3, Reach::ThisHost, 2, sender).unwrap();
+        let server = ControlServer::open(path.clone(), 3, Reach::ThisHost, ranks, sender).unwrap();
         let admission = files::read_json(&path).unwrap().unwrap();
         (server, admission, events)
     }
@@ -267,6 +269,41 @@ mod tests {
         assert!(refusal(&events).contains("start 2"));
         join(&admission).0.send(&FromRank::Ready { next_step: 0 }).unwrap();
         assert!(refusal(&events).contains("did not say hello"));
+    }
+
+    #[test]
+    fn a_thousand_ranks_that_come_at_once_are_all_heard_and_few_threads_are_kept() {
+        const RANKS: usize = 1000;
+        let dir = tempfile::tempdir().unwrap();
+        let (_server, admission, events) = server_for(dir.path(), RANKS);
+        let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, most.min(4096), most).unwrap();
+        let come = |_| {
+            let admission = admission.clone();
+            let come = move || {
+                let (mut sender, _) = join(&admission);
+                sender.send(&hello(3)).unwrap();
+                sender.send(&FromRank::Ready { next_step: 1 }).unwrap();
+                sender
+            };
+            thread::Builder::new().stack_size(STACK).spawn(come).unwrap()
+        };
+        let threads: Vec<_> = (0..RANKS).map(come).collect();
+        let ranks: Vec<channel::Sender> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+        let (mut joined, mut said, mut left) = (0, 0, 0);
+        for event in events.iter().take(2 * RANKS) {
+            match event {
+                Event::Joined { .. } => joined += 1,
+                Event::Said { .. } => said += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((joined, said), (RANKS, RANKS));
+        let threads = fs::read_dir("/proc/self/task").unwrap().count();
+        assert!(threads < 200, "{threads} threads");
+        ranks.iter().for_each(channel::Sender::hang_up);
+        events.iter().take(RANKS).for_each(|e| left += usize::from(matches!(e, Event::Left { .. })));
+        assert_eq!(left, RANKS);
     }
 
     #[test]

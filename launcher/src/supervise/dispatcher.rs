@@ -30,7 +30,8 @@ use super::starter_output::Words;
 use super::verdict::{Judgement, Verdict, judge};
 use crate::backend::{self, Launch, Process, ProcessEvent, Programs, Start, Starter};
 
-/// How often time itself is looked at.
+/// How often time itself is looked at, and what is known is judged: thousands of heartbeats a second are each worth a note,
+/// not a look at all ranks.
 const TICK: Duration = Duration::from_millis(100);
 /// Time in which this program did not run (Ctrl-Z, a laptop asleep) is not held against the ranks.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -127,6 +128,7 @@ pub fn supervise(
         here: backend::host_name(),
         clock: Duration::ZERO,
         last_look: Instant::now(),
+        judge_at: Duration::ZERO,
     };
     let end = dispatcher.watch(interrupts);
     if let End::Failed(verdict) = &end {
@@ -159,6 +161,16 @@ struct Dispatcher<'a> {
     /// Time since the start in which this program ran.
     clock: Duration,
     last_look: Instant,
+    /// When what is known is judged next, if nothing happens that may end the stage.
+    judge_at: Duration,
+}
+
+/// Whether this is what stages end with, so that it is judged at once.
+fn may_end_the_stage(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Starter(ProcessEvent::Ended(_)) | Event::Said { message: FromRank::Done(_) | FromRank::Failed(_), .. }
+    )
 }
 
 impl Dispatcher<'_> {
@@ -167,6 +179,7 @@ impl Dispatcher<'_> {
             let event = self.inbox.recv_timeout(TICK);
             self.clock += self.last_look.elapsed().min(LONGEST_PAUSE);
             self.last_look = Instant::now();
+            let may_end = event.as_ref().is_ok_and(may_end_the_stage);
             if let Ok(event) = event {
                 self.handle(event);
             }
@@ -174,6 +187,10 @@ impl Dispatcher<'_> {
                 self.kill_now();
                 return End::Killed;
             }
+            if !may_end && self.clock < self.judge_at {
+                continue;
+            }
+            self.judge_at = self.clock + TICK;
             if interrupts.wish().is_some() {
                 self.ask_to_stop(interrupts);
             }

@@ -3,6 +3,7 @@
 
 mod control;
 mod dispatcher;
+mod ears;
 mod event;
 mod evidence;
 mod figures;
@@ -21,6 +22,7 @@ mod stage_log;
 mod starter_output;
 mod verdict;
 
+pub use control::STRANGERS;
 pub use dispatcher::{End, StageJob, supervise};
 pub use figures::brief;
 pub use interrupts::{Interrupts, Wish};

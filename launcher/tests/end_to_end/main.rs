@@ -67,6 +67,21 @@ fn missing_programs_are_named_before_anything_is_written() {
 }
 
 #[test]
+fn a_low_limit_on_file_descriptors_is_raised_and_a_hard_one_is_refused_at_once() {
+    let sandbox = Sandbox::new();
+    let recipe = sandbox.path("recipe.yaml");
+    let batches = fs::read_to_string(&recipe).unwrap().replace("batch_size: 2 ", "batch_size: 12 ");
+    fs::write(&recipe, batches.replace("batch_size: 4 ", "batch_size: 12 ")).unwrap();
+    let output = sandbox.bam_under("ulimit -n 150", &["run", "recipe.yaml", "-n", "12"]);
+    assert_eq!(output.code, 1, "{}", output.stderr);
+    assert!(output.stderr.contains("12 processes") && output.stderr.contains("allows it 150"), "{}", output.stderr);
+    assert!(!sandbox.path("runs").exists());
+    // Too few even for one stage's connections.
+    let output = sandbox.bam_under("ulimit -Sn 20", &["run", "recipe.yaml", "-n", "12"]);
+    assert_eq!(output.code, 0, "{}", output.stderr);
+}
+
+#[test]
 fn a_whole_run_ends_with_a_table_and_is_not_done_twice() {
     let sandbox = Sandbox::new();
     let output = sandbox.bam(&["run", "recipe.yaml", "-n", "2"]);

@@ -80,8 +80,19 @@ impl Sandbox {
         self.start(environment, arguments).output(Duration::from_secs(60))
     }
 
+    /// After a line of shell.
+    pub fn bam_under(&self, line: &str, arguments: &[&str]) -> Output {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{line} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_bam")]);
+        self.start_command(shell, &[], arguments).output(Duration::from_secs(60))
+    }
+
     pub fn start(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Running {
-        let child = Command::new(env!("CARGO_BIN_EXE_bam"))
+        self.start_command(Command::new(env!("CARGO_BIN_EXE_bam")), environment, arguments)
+    }
+
+    fn start_command(&self, mut command: Command, environment: &[(&str, &str)], arguments: &[&str]) -> Running {
+        let child = command
             .current_dir(self.0.path())
             .env("BAM_MPIRUN", self.path("mpirun"))
             .env("BAM_WORKER", self.path("bam-worker"))

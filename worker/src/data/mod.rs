@@ -4,6 +4,7 @@ pub(crate) mod hdf5_file;
 pub mod prepare;
 pub mod token_file;
 pub mod tokenize;
+mod words;
 
 pub use hdf5_file::WriteError;
 pub use prepare::{PrepareError, prepare_task, tokenize};

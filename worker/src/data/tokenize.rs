@@ -10,6 +10,8 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 
+use super::words::Words;
+
 const SPECIAL: [&str; 4] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
 /// A longer word becomes `[UNK]`, as in BERT.
 const MAX_CHARACTERS_PER_WORD: usize = 100;
@@ -45,6 +47,8 @@ impl Tokens {
 /// Text is text: a `[SEP]` that somebody wrote in an example is a bracket, a word and a bracket, and separates nothing.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// None where a word's tokens may depend on what is around it.
+    words: Option<Words>,
     path: PathBuf,
     truncation: Truncation,
     cls: i32,
@@ -77,7 +81,8 @@ impl Tokenizer {
         inner.set_encode_special_tokens(true);
         check(&inner, &vocabulary, encoder.config.vocab_size).map_err(refuse)?;
         let [_, _, cls, sep] = vocabulary.special;
-        Ok(Tokenizer { inner, path, truncation, cls: cls as i32, sep: sep as i32 })
+        let words = Words::of(&inner);
+        Ok(Tokenizer { inner, words, path, truncation, cls: cls as i32, sep: sep as i32 })
     }
 
     /// The tokens of one text or pair of texts, at most `max_length` (at least 3) with the special ones.
@@ -103,11 +108,22 @@ impl Tokenizer {
     }
 
     fn segment(&self, text: &str) -> Result<Vec<i32>, TokenizeError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| {
+        let find = |text: &str| {
+            let encoding = self.inner.encode_fast(text, false)?;
+            Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
+        };
+        let ids = match &self.words {
+            Some(words) => {
+                // About as many as there are in English.
+                let mut ids = Vec::with_capacity(text.len() / 4 + 1);
+                words.encode(text, &mut ids, find).map(|()| ids)
+            }
+            None => find(text),
+        };
+        ids.map_err(|e| {
             let start: String = text.chars().take(40).collect();
             TokenizeError { path: self.path.clone(), problem: format!("fails on the text '{start}…': {e}") }
-        })?;
-        Ok(encoding.get_ids().iter().map(|&id| id as i32).collect())
+        })
     }
 }
 
@@ -310,6 +326,21 @@ mod tests {
     }
 
     #[test]
+    fn a_tokenizer_that_looks_beyond_a_word_is_given_whole_texts() {
+        let two_words = json(|t| {
+            t.add_tokens(&[tokenizers::AddedToken::from("play !", false)]);
+        });
+        let longer = format!("{WORDS}play !\n");
+        let shape = |e: &mut Encoder| e.config.vocab_size = 13;
+        let files = directory(&[("vocab.txt", &longer), ("tokenizer.json", &two_words)]);
+        let mut encoder = encoder(files.path());
+        shape(&mut encoder);
+        let tokenizer = Tokenizer::open(&encoder, Truncation::default()).unwrap();
+        assert!(tokenizer.words.is_none());
+        assert_eq!(ids(&tokenizer, "play ! play"), [2, 12, 7, 3]);
+    }
+
+    #[test]
     fn a_saved_tokenizer_neither_cuts_nor_pads() {
         let saved = json(|t| {
             let truncation = TruncationParams { max_length: 2, ..Default::default() };
@@ -336,6 +367,41 @@ mod tests {
         for (files, expected) in cases {
             let message = tokenizer(files).err().unwrap().to_string();
             assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    /// Characters that BERT's rules treat in every way: letters, marks, signs, spaces, controls, Chinese, and none at all.
+    const CHARACTERS: &str = "playing!'[]  \t\n\r\u{0}\u{7f}\u{a0}\u{ad}\u{301}\u{308}éÉİßΣς中文、“”—…\u{200b}\u{200d}\u{2028}\u{3000}\u{fffd}\u{fe0f}🙂각ﬁ١\u{345}";
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+        #[test]
+        fn word_by_word_is_as_in_one_piece(
+            texts in prop::collection::vec(
+                prop::collection::vec(prop::sample::select(CHARACTERS.chars().collect::<Vec<_>>()), 0..30), 1..4
+            ),
+            noise in "\\PC{0,20}",
+            lower_case in any::<bool>(),
+            accents in prop::sample::select(vec!["true", "false", "null"]),
+        ) {
+            let settings = format!(r#"{{"do_lower_case": {lower_case}, "strip_accents": {accents}}}"#);
+            // Nearly every character is a token, so that nothing hides behind [UNK].
+            let letters: std::collections::BTreeSet<char> = CHARACTERS.chars().filter(|c| c.is_alphanumeric()).collect();
+            let pieces: String = letters.iter().map(|c| format!("{c}\n##{c}\n")).collect();
+            let vocabulary = format!("[PAD]\n[UNK]\n[CLS]\n[SEP]\n{pieces}\u{301}\n##\u{301}\n##\u{308}\n'\n!\n…\n");
+            let files = directory(&[("vocab.txt", &vocabulary), ("tokenizer_config.json", &settings)]);
+            let mut encoder = encoder(files.path());
+            encoder.config.vocab_size = vocabulary.lines().count();
+            let tokenizer = Tokenizer::open(&encoder, Truncation::default()).unwrap();
+            prop_assert!(tokenizer.words.is_some());
+            for text in texts.into_iter().map(String::from_iter).chain([noise]) {
+                let whole = tokenizer.inner.encode_fast(text.as_str(), false).unwrap();
+                let whole: Vec<i32> = whole.get_ids().iter().map(|&id| id as i32).collect();
+                // The second time, every word is known.
+                for _ in 0..2 {
+                    prop_assert_eq!(&tokenizer.segment(&text).unwrap(), &whole, "{:?}", &text);
+                }
+            }
         }
     }
 
