@@ -36,5 +36,5 @@ pub fn peak(world: &dyn Communicator, config: &EncoderConfig) -> Result<f64> {
         fastest = fastest.min(start.elapsed().as_secs_f64());
     }
     let rates = world.all_gather("measured rates", &(one / fastest).to_le_bytes())?;
-    Ok(rates.iter().filter_map(|rate| rate.as_slice().as_array()).map(|rate| f64::from_le_bytes(*rate)).sum())
+    Ok(rates.iter().filter_map(|rate| rate.first_chunk()).map(|rate| f64::from_le_bytes(*rate)).sum())
 }
