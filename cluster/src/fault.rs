@@ -1,4 +1,4 @@
-//! Failures on purpose: what `bam rehearse` lets a rank do, and at which point of its work.
+//! Trouble on purpose: what `bam rehearse` lets a rank do, and at which point of its work.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,7 +19,7 @@ pub struct Fault {
     pub at: Point,
 }
 
-/// What a rank does that fails.
+/// What a rank does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Act {
@@ -29,6 +29,8 @@ pub enum Act {
     Stop,
     /// It goes on beating and does not get on: it never comes to the next collective.
     Hang,
+    /// It waits for a wish to stop (a few seconds at most), then goes on. However short a step is, a signal then comes in it.
+    Wait,
 }
 
 /// A point of a rank's work.
@@ -52,6 +54,7 @@ impl fmt::Display for Fault {
             Act::Kill => "kill",
             Act::Stop => "stop",
             Act::Hang => "hang",
+            Act::Wait => "wait",
         };
         write!(f, "{}:{act}:{}:", self.stage, self.rank)?;
         match self.at {
@@ -64,7 +67,7 @@ impl fmt::Display for Fault {
 /// A text that is no fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "'{0}' is no failure; expected STAGE:kill|stop|hang:RANK:step-N or commit-N.POINT, as in student:kill:1:step-12"
+    "'{0}' is no failure; expected STAGE:kill|stop|hang|wait:RANK:step-N or commit-N.POINT, as in student:kill:1:step-12"
 )]
 pub struct NoFault(String);
 
@@ -83,6 +86,7 @@ fn parse(text: &str) -> Option<Fault> {
         "kill" => Act::Kill,
         "stop" => Act::Stop,
         "hang" => Act::Hang,
+        "wait" => Act::Wait,
         _ => return None,
     };
     let at = match (at.strip_prefix("step-"), at.strip_prefix("commit-")) {
@@ -103,7 +107,12 @@ mod tests {
 
     #[test]
     fn text_and_back() {
-        for text in ["student:kill:1:step-12", "teacher-rte@2:stop:0:step-0", "student:hang:3:commit-20.9"] {
+        for text in [
+            "student:kill:1:step-12",
+            "teacher-rte@2:stop:0:step-0",
+            "student:hang:3:commit-20.9",
+            "multi:wait:0:step-12",
+        ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
         for text in

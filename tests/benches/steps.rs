@@ -45,8 +45,22 @@ impl Setting {
         self.median(|steps| sum(steps, |step| &step["examples"]) / seconds(steps))
     }
 
+    fn tokens_a_second(&self) -> f64 {
+        self.median(|steps| sum(steps, |step| &step["tokens"]) / seconds(steps))
+    }
+
+    /// Tokens a second if all ranks only multiplied: the most that a turn measured, since a busy machine only measures less.
+    fn peak(&self) -> f64 {
+        self.turns.iter().map(|turn| peak(&turn.steps)).fold(0.0, f64::max)
+    }
+
     fn utilisation(&self) -> f64 {
-        self.median(utilisation)
+        self.tokens_a_second() / self.peak()
+    }
+
+    /// The speed-up over `one` process as a share of what further cores add to dense products.
+    fn scaling(&self, one: &Setting) -> f64 {
+        self.utilisation() / one.utilisation()
     }
 
     /// The share of a phase in all time.
@@ -113,15 +127,10 @@ fn measure(training: &Training, text: &Text) -> (Value, bool) {
     two.print();
     println!("with twice the batch:");
     weak.print();
-    // Both do the same work, so that the ratio of utilisations is the speed-up over what the second core adds.
-    let scaling = |setting: &Setting| {
-        let pairs = setting.turns.iter().zip(&one.turns);
-        median(&pairs.map(|(more, one)| utilisation(&more.steps) / utilisation(&one.steps)).collect::<Vec<f64>>())
-    };
     let verdicts = [
         verdict("MFU of two processes", two.utilisation(), UTILISATION_TARGET, true),
-        verdict("strong scaling, of what the cores gain", scaling(&two), SCALING_TARGET, true),
-        verdict("weak scaling, of what the cores gain", scaling(&weak), SCALING_TARGET, true),
+        verdict("strong scaling, of what the cores gain", two.scaling(&one), SCALING_TARGET, true),
+        verdict("weak scaling, of what the cores gain", weak.scaling(&one), SCALING_TARGET, true),
         verdict("reduction, of a step of two processes", two.share("reduction"), REDUCTION_TARGET, false),
     ];
     let figures = json!({
@@ -130,8 +139,8 @@ fn measure(training: &Training, text: &Text) -> (Value, bool) {
         "one": one.json(),
         "two": two.json(),
         "two_with_twice_the_batch": weak.json(),
-        "strong_scaling": scaling(&two),
-        "weak_scaling": scaling(&weak),
+        "strong_scaling": two.scaling(&one),
+        "weak_scaling": weak.scaling(&one),
     });
     (figures, verdicts.iter().all(|&is_within| is_within))
 }
@@ -148,10 +157,10 @@ fn seconds(steps: &[Value]) -> f64 {
     sum(steps, |step| &step["seconds"])
 }
 
-/// Over all steps, as the time that they would have taken at the machine's rate over the time that they took.
-fn utilisation(steps: &[Value]) -> f64 {
+/// What the machine was measured to do before these steps, in tokens like theirs a second.
+fn peak(steps: &[Value]) -> f64 {
     let at_peak: f64 = steps.iter().map(|s| s["utilisation"].as_f64().unwrap() * s["seconds"].as_f64().unwrap()).sum();
-    at_peak / seconds(steps)
+    sum(steps, |step| &step["tokens"]) / at_peak
 }
 
 fn sum<'a>(steps: &'a [Value], figure: impl Fn(&'a Value) -> &'a Value) -> f64 {

@@ -19,7 +19,7 @@ fn finished() -> &'static Run {
         let mut recipe = Recipe::of(&["cola", "mood", "warmth"]);
         recipe.single = "epochs: 1, batch_size: 16".into();
         recipe.multi = "epochs: 1, batch_size: 16".into();
-        recipe.cluster = "processes: 3".into();
+        recipe.cluster = "processes: 3, trace_steps: 4".into();
         place.recipe("recipe.yaml", &recipe);
         place.bam(["run", "recipe.yaml"]).expect(0);
         Run::new(place.at("runs/tiny"))
@@ -183,4 +183,32 @@ fn a_student_is_exported_as_a_model_of_each_task() {
     assert_eq!(fs::read_to_string(config).unwrap(), "{}");
     bam(&["--stage", "teacher"]).finish().expect_error(2, &["no stage 'teacher'", "teacher-cola", "student"]);
     Bam::new(place.path(), ["export", "out"]).finish().expect_error(2, &["not the directory of a run"]);
+}
+
+#[test]
+fn the_trace_shows_every_rank_and_metrics_have_the_parts_of_each_step() {
+    let run = finished();
+    let trace = run.json("stages/student/trace.json");
+    let events = trace["traceEvents"].as_array().unwrap();
+    for rank in 0..3 {
+        let of_rank: Vec<&Value> = events.iter().filter(|e| e["pid"] == rank && e["ph"] == "X").collect();
+        let steps: Vec<u64> = of_rank.iter().map(|e| e["args"]["step"].as_u64().unwrap()).collect();
+        assert!(steps.is_sorted() && steps.first() == Some(&0) && steps.last() == Some(&3), "{steps:?}");
+        let names: Vec<&str> = of_rank.iter().take(6).map(|e| e["name"].as_str().unwrap()).collect();
+        assert_eq!(
+            names,
+            ["data", "forward", "backward", "waiting for the slowest rank", "reduction", "optimizer"],
+            "rank {rank}"
+        );
+        let ends = |e: &&Value| e["ts"].as_f64().unwrap() + e["dur"].as_f64().unwrap();
+        assert!(of_rank.windows(2).all(|pair| ends(&pair[0]) <= pair[1]["ts"].as_f64().unwrap() + 1.0), "rank {rank}");
+    }
+    let metrics = fs::read_to_string(run.stage("student", "metrics.jsonl")).unwrap();
+    for line in metrics.lines() {
+        let step: Value = serde_json::from_str(line).unwrap();
+        let parts: f64 = step["phases"].as_object().unwrap().values().map(|part| part.as_f64().unwrap()).sum();
+        let seconds = step["seconds"].as_f64().unwrap();
+        assert!(parts > 0.0 && parts <= seconds, "{line}");
+        assert!(step["utilisation"].as_f64().unwrap() > 0.0 && step["bytes_reduced"].as_u64().unwrap() > 0, "{line}");
+    }
 }

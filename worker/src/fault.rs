@@ -1,14 +1,17 @@
-//! Fails where `bam rehearse` asked for it.
+//! Fails, or waits, where `bam rehearse` asked for it.
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bam_cluster::fault::{Act, Fault, Point};
 use bam_cluster::protocol::FromRank;
 use nix::sys::signal::{Signal, raise};
 
 use crate::control::Control;
+
+/// How long a rank waits for a wish to stop.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
 
 /// One rank's failures. None, unless the run is a rehearsal.
 #[derive(Clone)]
@@ -34,7 +37,15 @@ impl Faults {
                 Act::Hang => loop {
                     thread::sleep(Duration::from_secs(3600));
                 },
+                Act::Wait => self.wait_for_a_stop(),
             }
+        }
+    }
+
+    fn wait_for_a_stop(&self) {
+        let since = Instant::now();
+        while !self.control.stop_requested() && since.elapsed() < LONGEST_WAIT {
+            thread::sleep(Duration::from_millis(2));
         }
     }
 }

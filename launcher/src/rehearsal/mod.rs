@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use bam_cluster::checkpoint::State;
+use bam_cluster::fault::{Act, Fault, Point};
 use bam_cluster::plan::{Plan, StageWork};
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::{digest, exit_code, files};
@@ -110,17 +111,9 @@ impl Rehearsal {
         copy::before_stage(&self.plan, peace, &run, stage)?;
         let first = match &scenario.trouble {
             Trouble::Inject(fault) => self.start(&run, &["--inject", &fault.to_string()], self.processes)?.wait()?,
-            Trouble::KillLauncher { step } => {
-                let child = self.start(&run, &[], self.processes)?;
-                child.wait_for_steps(&run.metrics(stage), *step)?;
-                child.signal(Signal::SIGKILL);
-                child.wait()?
-            }
+            Trouble::KillLauncher { step } => self.signal_after(&run, stage, *step, Signal::SIGKILL)?,
             Trouble::Signal { step } | Trouble::Damage { step } | Trouble::Resize { step, .. } => {
-                let child = self.start(&run, &[], self.processes)?;
-                child.wait_for_steps(&run.metrics(stage), *step)?;
-                child.signal(Signal::SIGUSR1);
-                child.wait()?
+                self.signal_after(&run, stage, *step, Signal::SIGUSR1)?
             }
         };
         let (noticed, sentence) = (first.noticed(), first.sentence());
@@ -130,6 +123,16 @@ impl Rehearsal {
             fs::remove_dir_all(run.path()).with_context(|| run.path().display().to_string())?;
         }
         Ok(Outcome { title: scenario.title.clone(), noticed, sentence, proof })
+    }
+
+    /// Runs until so many steps of a stage are done, then sends `bam` a signal and waits for its end.
+    fn signal_after(&self, run: &RunDir, stage: &str, step: u64, signal: Signal) -> anyhow::Result<Ended> {
+        // The steps of a small model are faster than signals are.
+        let wait = Fault { stage: stage.to_owned(), act: Act::Wait, rank: 0, at: Point::Step(step) };
+        let child = self.start(run, &["--inject", &wait.to_string()], self.processes)?;
+        child.wait_for_steps(&run.metrics(stage), step)?;
+        child.signal(signal);
+        child.wait()
     }
 
     /// Goes on after the trouble, if there is anything left to do, and compares.
