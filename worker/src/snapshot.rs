@@ -180,14 +180,11 @@ mod tests {
             depth: 0,
             init,
         };
-        let mut p = Parameters::new(
-            vec![
-                spec("bert.embeddings.LayerNorm.weight", &[2], Init::Pretrained),
-                spec("bert.pooler.dense.weight", &[1], Init::PretrainedPooler),
-                spec("classifiers.rte.weight", &[1, 2], Init::Zero),
-            ],
-            0,
-        );
+        let mut p = Parameters::new(vec![
+            spec("bert.embeddings.LayerNorm.weight", &[2], Init::Pretrained),
+            spec("bert.pooler.dense.weight", &[1], Init::PretrainedPooler),
+            spec("classifiers.rte.weight", &[1, 2], Init::Zero),
+        ]);
         p.values_mut().copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0]);
         p
     }
@@ -230,11 +227,12 @@ mod tests {
         let path = dir.path().join("o.safetensors");
         let p = parameters();
         let spans = crate::optim::spans(p.specs(), p.ranges(), 1, 0.9, 0.01);
-        let mut written = Optimizer::new(OptimizerKind::BertAdam, spans.clone());
+        let zeros = || [(); 2].map(|()| tch::Tensor::zeros([5], (tch::Kind::Float, tch::Device::Cpu)));
+        let mut written = Optimizer::new(OptimizerKind::BertAdam, spans.clone(), zeros());
         written.moments_mut().0.copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 4.5]);
         written.moments_mut().1.copy_from_slice(&[5.0, 6.0, 7.0, 8.0, 9.0]);
         write_moments(&path, p.specs(), p.ranges(), written.moments()).unwrap();
-        let mut read = Optimizer::new(OptimizerKind::BertAdam, spans);
+        let mut read = Optimizer::new(OptimizerKind::BertAdam, spans, zeros());
         read_moments(&path, &p, &mut read).unwrap();
         assert_eq!(read.moments(), written.moments());
     }

@@ -15,9 +15,9 @@ use bam_cluster::comm::{Activity, Communicator, Solo, Threads};
 use bam_cluster::config::{OptimizerKind, RegressionOutput, Reproducible};
 use bam_cluster::encoder::EncoderConfig;
 use bam_cluster::task::Kind;
-use bam_worker::comm::MpiWorld;
+use bam_worker::comm::{Host, MpiWorld};
 use bam_worker::gradient::{Reduction, Tail, clip_scale, global_norm, tail_length};
-use bam_worker::model::{Bert, Head, Parameters, Sequence, StepSeed};
+use bam_worker::model::{Bert, Head, Parameters, Sequence, StepSeed, parameter_count};
 use bam_worker::objective::teacher_predictions;
 use bam_worker::optim::{Optimizer, spans};
 use bam_worker::snapshot::{one_file, read_model};
@@ -124,14 +124,18 @@ impl Expected {
         self.tasks.iter().map(kind).collect()
     }
 
-    fn model(&self, directory: &Path) -> Bert {
-        let heads = self.tasks.iter().map(|t| Head { task: t.name.clone(), outputs: t.labels }).collect();
+    fn model(&self, world: &dyn Communicator, directory: &Path) -> (Host, Bert) {
+        let heads: Vec<Head> = self.tasks.iter().map(|t| Head { task: t.name.clone(), outputs: t.labels }).collect();
         let mut config = self.config.clone();
         config.hidden_dropout_prob = 0.0;
         config.attention_probs_dropout_prob = 0.0;
-        let mut model = Bert::new(config, heads, tail_length(self.tasks.len()));
-        read_model(&one_file(&directory.join("weights.safetensors")), model.parameters_mut()).unwrap();
-        model
+        let host = Host::find(world, parameter_count(&config, &heads), tail_length(self.tasks.len())).unwrap();
+        let mut model = Bert::on_host(config, heads, &host);
+        if host.leads() {
+            read_model(&one_file(&directory.join("weights.safetensors")), model.parameters_mut()).unwrap();
+        }
+        host.local().barrier("first values").unwrap();
+        (host, model)
     }
 
     fn items(&self) -> Vec<Item<'_>> {
@@ -153,7 +157,7 @@ fn check_case(world: &dyn Communicator, directory: &Path, name: &str, micro_batc
     let case = &expected.cases[name];
     let tolerance = &expected.suggested_tolerance_f32;
     let at = format!("case {name}, {} ranks, micro-batches of {micro_batch}", world.size());
-    let mut model = expected.model(directory);
+    let (host, mut model) = expected.model(world, directory);
     let items = expected.items();
     let mine: Vec<Item> = items.iter().copied().skip(world.rank()).step_by(world.size()).collect();
     let objective = Objective {
@@ -166,7 +170,9 @@ fn check_case(world: &dyn Communicator, directory: &Path, name: &str, micro_batc
     let p = model.parameters();
     let spans = spans(p.specs(), p.ranges(), expected.config.num_hidden_layers, o.layer_decay, o.weight_decay);
     let kind = if o.bias_correction { OptimizerKind::AdamW } else { OptimizerKind::BertAdam };
-    let mut adam = Optimizer::new(kind, spans);
+    let mut adam = Optimizer::new(kind, spans, host.moments());
+    let shares = adam.shares(host.local().size());
+    let share = &shares[host.local().rank()];
     let mut reduction = Reduction::new(Reproducible::Processes, 1, world);
     for (step, answer) in case.per_step.iter().enumerate() {
         model.parameters_mut().zero_gradients();
@@ -178,7 +184,7 @@ fn check_case(world: &dyn Communicator, directory: &Path, name: &str, micro_batc
         let (buffer, words) = model.parameters_mut().gradients_and_words();
         tail.write(&mut buffer[n..]);
         reduction.agree(world, words).unwrap();
-        reduction.finish(world, buffer, words).unwrap();
+        let norm = reduction.finish(world, &host, share, buffer, words).unwrap().norm;
         let tail = Tail::read(&buffer[n..]);
         let loss_error = (f64::from(tail.loss) - answer.loss).abs();
         // The tolerance is for losses near 1; a sum over the batch is larger, and float32 rounds relative to size.
@@ -187,11 +193,13 @@ fn check_case(world: &dyn Communicator, directory: &Path, name: &str, micro_batc
             "{at}, step {step}: loss is off by {loss_error}"
         );
         let (values, gradients) = model.parameters_mut().values_and_gradients();
-        let norm = global_norm(gradients);
         assert!((norm / answer.grad_norm - 1.0).abs() < tolerance.grad_norm_rel, "{at}, step {step}: norm {norm}");
         let scale = clip_scale(norm, o.clip_norm);
-        let before = gradients.to_vec();
-        adam.step(values, gradients, scale, o.lr, step as u64);
+        let sum = |rank: usize| &host.gradients_of(rank)[shares[rank].clone()];
+        let before: Vec<f32> = (0..shares.len()).flat_map(sum).copied().collect();
+        host.local().barrier("compared").unwrap();
+        adam.step(share, values, gradients, scale, o.lr, step as u64);
+        host.local().barrier("update").unwrap();
         if step == 0 {
             check_gradients(&at, model.parameters(), &before, case);
         }
@@ -253,7 +261,7 @@ fn alone() {
 fn the_loss_of_each_example() {
     let Some(directory) = directory() else { return };
     let expected = expected(&directory);
-    let mut model = expected.model(&directory);
+    let (_, mut model) = expected.model(&Solo, &directory);
     let objective = Objective {
         kinds: expected.kinds(),
         weights: vec![1.0; expected.tasks.len()],

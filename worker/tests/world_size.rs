@@ -9,8 +9,9 @@ use bam_cluster::comm::Threads;
 use bam_cluster::config::{OptimizerKind, RegressionOutput, Reproducible};
 use bam_cluster::plan::slice_by_cost;
 use bam_cluster::task::Kind;
-use bam_worker::gradient::{Reduction, Tail, clip_scale, global_norm, tail_length};
-use bam_worker::model::{Bert, Head, Sequence, StepSeed};
+use bam_worker::comm::Host;
+use bam_worker::gradient::{Reduction, Tail, clip_scale, tail_length};
+use bam_worker::model::{Bert, Head, Sequence, StepSeed, parameter_count};
 use bam_worker::optim::{Optimizer, spans};
 use bam_worker::train::{Item, Objective, backward};
 
@@ -18,18 +19,23 @@ const SHARDS: usize = 8;
 const BATCH: usize = 20;
 const STEPS: u64 = 3;
 
-fn model() -> Bert {
+fn model(world: &Threads) -> (Host, Bert) {
     let config = serde_json::json!({
         "vocab_size": 500, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
         "max_position_embeddings": 32, "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02,
     });
     let heads = [("a", 3), ("b", 1)].map(|(task, outputs)| Head { task: task.into(), outputs });
-    let mut model = Bert::new(serde_json::from_value(config).unwrap(), heads.into(), tail_length(2));
-    for (i, value) in model.parameters_mut().values_mut().iter_mut().enumerate() {
-        *value = ((i * 2_654_435_761) % 1000) as f32 / 5000.0 - 0.1;
+    let config = serde_json::from_value(config).unwrap();
+    let host = Host::find(world, parameter_count(&config, &heads), tail_length(2)).unwrap();
+    let mut model = Bert::on_host(config, heads.into(), &host);
+    if host.leads() {
+        for (i, value) in model.parameters_mut().values_mut().iter_mut().enumerate() {
+            *value = ((i * 2_654_435_761) % 1000) as f32 / 5000.0 - 0.1;
+        }
     }
-    model
+    host.local().barrier("first values").unwrap();
+    (host, model)
 }
 
 fn objective() -> Objective {
@@ -50,7 +56,8 @@ fn tokens() -> Vec<Vec<i32>> {
 
 /// The bits of tail and parameters after each step, as one rank has them.
 fn train(world: &Threads, micro_batch: usize) -> Vec<(Tail, Vec<u32>)> {
-    let (mut model, objective, tokens) = (model(), objective(), tokens());
+    let (host, mut model) = model(world);
+    let (objective, tokens) = (objective(), tokens());
     let types = [0u8; 32];
     let item = |step: u64, i: usize| Item {
         task: i % 2,
@@ -61,7 +68,8 @@ fn train(world: &Threads, micro_batch: usize) -> Vec<(Tail, Vec<u32>)> {
     };
     let p = model.parameters();
     let spans = spans(p.specs(), p.ranges(), 2, 0.9, 0.01);
-    let mut optimizer = Optimizer::new(OptimizerKind::BertAdam, spans);
+    let mut optimizer = Optimizer::new(OptimizerKind::BertAdam, spans, host.moments());
+    let share = optimizer.shares(host.local().size()).swap_remove(host.local().rank());
     let mut reduction = Reduction::new(Reproducible::WorldSize, SHARDS, world);
     let costs: Vec<u64> = tokens.iter().map(|t| t.len() as u64).collect();
     let slices = slice_by_cost(&costs, SHARDS);
@@ -80,10 +88,11 @@ fn train(world: &Threads, micro_batch: usize) -> Vec<(Tail, Vec<u32>)> {
         }
         let (buffer, words) = model.parameters_mut().gradients_and_words();
         reduction.agree(world, words).unwrap();
-        reduction.finish(world, buffer, words).unwrap();
+        let norm = reduction.finish(world, &host, &share, buffer, words).unwrap().norm;
         let tail = Tail::read(&buffer[n..]);
         let (values, gradients) = model.parameters_mut().values_and_gradients();
-        optimizer.step(values, gradients, clip_scale(global_norm(gradients), 1.0), 1e-2, step);
+        optimizer.step(&share, values, gradients, clip_scale(norm, 1.0), 1e-2, step);
+        host.local().barrier("update").unwrap();
         (tail, values.iter().map(|v| v.to_bits()).collect())
     };
     (0..STEPS).map(step).collect()

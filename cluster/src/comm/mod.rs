@@ -54,6 +54,13 @@ pub trait Communicator {
         from: &[Range<usize>],
     ) -> Result<(), CommError>;
 
+    /// The ranks that name the same color as this one, in the same order. What they do together is named in the same way, and
+    /// all ranks of this communicator take part in making them.
+    ///
+    /// # Errors
+    /// As [`all_gather`](Self::all_gather).
+    fn split(&self, name: &'static str, color: u32) -> Result<Box<dyn Communicator>, CommError>;
+
     /// Waits for all ranks.
     ///
     /// # Errors

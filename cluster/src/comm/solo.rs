@@ -39,4 +39,8 @@ impl Communicator for Solo {
         receive[from[0].clone()].copy_from_slice(&send[to[0].clone()]);
         Ok(())
     }
+
+    fn split(&self, _name: &'static str, _color: u32) -> Result<Box<dyn Communicator>, CommError> {
+        Ok(Box::new(Solo))
+    }
 }

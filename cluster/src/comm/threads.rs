@@ -1,5 +1,7 @@
 //! N ranks as threads of one process, for tests that need a cluster and no MPI.
 
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,12 +14,16 @@ pub struct Threads {
     size: usize,
     deadline: Duration,
     meeting: Arc<Meeting>,
+    /// How often this rank has split the world.
+    splits: Cell<usize>,
 }
 
 /// Where the ranks meet: each leaves its bytes, the last one publishes them all.
 struct Meeting {
     round: Mutex<Round>,
     published: Condvar,
+    /// Where the parts of the world meet, by number of the split and color.
+    parts: Mutex<HashMap<(usize, u32), Arc<Meeting>>>,
 }
 
 /// Every rank's bytes, by rank.
@@ -33,9 +39,8 @@ struct Round {
 impl Threads {
     /// All ranks of a world of `size`.
     pub fn world(size: usize, deadline: Duration) -> Vec<Threads> {
-        let round = Round { name: None, left: vec![None; size], number: 0, outcome: Ok(Arc::default()) };
-        let meeting = Arc::new(Meeting { round: Mutex::new(round), published: Condvar::new() });
-        (0..size).map(|rank| Threads { rank, size, deadline, meeting: meeting.clone() }).collect()
+        let meeting = Meeting::of(size);
+        (0..size).map(|rank| Threads { rank, size, deadline, meeting: meeting.clone(), splits: Cell::new(0) }).collect()
     }
 
     fn exchange(&self, name: &'static str, bytes: Vec<u8>) -> Published {
@@ -75,6 +80,13 @@ impl Threads {
 
     fn round(&self) -> MutexGuard<'_, Round> {
         self.meeting.round.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Meeting {
+    fn of(size: usize) -> Arc<Meeting> {
+        let round = Round { name: None, left: vec![None; size], number: 0, outcome: Ok(Arc::default()) };
+        Arc::new(Meeting { round: Mutex::new(round), published: Condvar::new(), parts: Mutex::default() })
     }
 }
 
@@ -123,6 +135,17 @@ impl Communicator for Threads {
             }
         }
         Ok(())
+    }
+
+    fn split(&self, name: &'static str, color: u32) -> Result<Box<dyn Communicator>, CommError> {
+        let colors = self.exchange(name, color.to_ne_bytes().to_vec())?;
+        let alike: Vec<usize> = (0..self.size).filter(|&rank| colors[rank] == color.to_ne_bytes()).collect();
+        let number = self.splits.replace(self.splits.get() + 1);
+        let mut parts = self.meeting.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let meeting = parts.entry((number, color)).or_insert_with(|| Meeting::of(alike.len())).clone();
+        let rank = alike.iter().take_while(|&&rank| rank < self.rank).count();
+        let part = Threads { rank, size: alike.len(), deadline: self.deadline, meeting, splits: Cell::new(0) };
+        Ok(Box::new(part))
     }
 }
 

@@ -26,7 +26,7 @@ pub fn measure(table: &mut Table) {
 fn checkpoints(table: &mut Table) {
     table.part("A checkpoint of the demo's student");
     let directory = tempfile::tempdir().unwrap();
-    let (mut fresh, mut resumed, mut saved) = (vec![], vec![], vec![]);
+    let (mut fresh, mut resumed, mut saved, mut loaded) = (vec![], vec![], vec![], vec![]);
     let mut mebibytes = 0.0;
     for turn in 0..TURNS {
         let run = Run::new(directory.path().join(turn.to_string()));
@@ -45,13 +45,15 @@ fn checkpoints(table: &mut Table) {
         start(35, &mut fresh);
         start(1, &mut resumed);
         let log = run.log("multi");
-        let written = |line: &str| line.split_once("written in ")?.1.split_once(" s")?.0.parse::<f64>().ok();
-        saved.extend(log.lines().filter_map(written));
+        let after = |line: &str, words: &str| line.split_once(words)?.1.split_once(" s")?.0.parse::<f64>().ok();
+        saved.extend(log.lines().filter_map(|line| after(line, "written in ")));
+        loaded.extend(log.lines().filter_map(|line| after(line, "checkpoint read in ")));
         mebibytes = size(run.checkpoints("multi").last().unwrap()) / 1024.0 / 1024.0;
     }
     let (fresh, resumed) = (median(fresh), median(resumed));
     table.row("its size", mebibytes, "MiB", Target::None);
     table.row("written and synced, beside the training", mebibytes / median(saved), "MiB a second", Target::None);
+    table.row("read, with the memory that it goes to", mebibytes / median(loaded), "MiB a second", Target::None);
     table.row("from bam's start to the first step", fresh, "s", Target::None);
     table.row("the same from a checkpoint", resumed, "s", Target::None);
 }

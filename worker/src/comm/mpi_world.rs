@@ -11,9 +11,9 @@ use mpi::Threading;
 use mpi::collective::{CommunicatorCollectives, Root, SystemOperation};
 use mpi::datatype::{Partition, PartitionMut};
 use mpi::environment::Universe;
-use mpi::topology::{Communicator as _, SimpleCommunicator};
+use mpi::topology::{Color, Communicator as _, SimpleCommunicator};
 
-/// All ranks of the stage.
+/// All ranks of the stage, or some of them.
 pub struct MpiWorld {
     world: SimpleCommunicator,
     activity: Activity,
@@ -105,5 +105,15 @@ impl Communicator for MpiWorld {
         let mut places = PartitionMut::new(receive, lengths(from), starts(from));
         self.world.all_to_all_varcount_into(&parts, &mut places);
         Ok(())
+    }
+
+    fn split(&self, name: &'static str, color: u32) -> Result<Box<dyn Communicator>, CommError> {
+        let _in_collective = self.activity.enter(name);
+        // MPI's colors are not negative; more than two thousand million groups there are not.
+        let color = Color::with_value((color & 0x7fff_ffff).cast_signed());
+        let Some(world) = self.world.split_by_color(color) else {
+            unreachable!("a rank that names a color is in a group")
+        };
+        Ok(Box::new(MpiWorld { world, activity: self.activity.clone(), scratch: RefCell::default() }))
     }
 }

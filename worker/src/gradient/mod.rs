@@ -7,7 +7,7 @@ mod rows;
 mod tail;
 mod tree;
 
-pub use norm::{clip_scale, global_norm, global_norm_with_words};
-pub use reduction::Reduction;
+pub use norm::{clip_scale, global_norm};
+pub use reduction::{Reduced, Reduction};
 pub use rows::TouchedRows;
 pub use tail::{Tail, tail_length};

@@ -1,5 +1,7 @@
 //! The global norm of a gradient and what clipping makes of it.
 
+use std::ops::Range;
+
 use multiversion::multiversion;
 
 use super::rows::TouchedRows;
@@ -10,21 +12,22 @@ pub fn global_norm(gradients: &[f32]) -> f64 {
     squares(gradients).sqrt()
 }
 
-/// The norm of gradients that begin with those of word embeddings, most of which are zero and are not looked at.
-pub fn global_norm_with_words(gradients: &[f32], words: &TouchedRows) -> f64 {
-    let of_words: f64 = words.ranges().into_iter().map(|range| squares(&gradients[range])).sum();
-    (of_words + squares(&gradients[words.end()..])).sqrt()
+/// The sum of squares in a part of gradients that begin with those of word embeddings, most of which are zero and are not
+/// looked at.
+pub fn sum_of_squares(gradients: &[f32], words: &TouchedRows, part: &Range<usize>) -> f64 {
+    let of_words: f64 = words.ranges_within(part).into_iter().map(|range| squares(&gradients[range])).sum();
+    of_words + squares(&gradients[words.end().clamp(part.start, part.end)..part.end])
 }
 
 fn squares(values: &[f32]) -> f64 {
-    values.chunks(BLOCK).map(sum_of_squares).sum()
+    values.chunks(BLOCK).map(squares_of_block).sum()
 }
 
 const LANES: usize = 16;
 const BLOCK: usize = 4096;
 
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2"))]
-fn sum_of_squares(block: &[f32]) -> f64 {
+fn squares_of_block(block: &[f32]) -> f64 {
     let (chunks, rest) = block.as_chunks::<LANES>();
     let mut lanes = [0f32; LANES];
     for chunk in chunks {
@@ -58,7 +61,10 @@ mod tests {
         let mut words = TouchedRows::none(3, 2);
         words.extend([1]);
         let gradients = [f32::NAN, f32::NAN, 1.0, 2.0, f32::NAN, f32::NAN, 2.0, 4.0];
-        assert_eq!(global_norm_with_words(&gradients, &words), 5.0);
+        assert_eq!(sum_of_squares(&gradients, &words, &(0..8)), 25.0);
+        assert_eq!(sum_of_squares(&gradients, &words, &(0..3)), 1.0);
+        assert_eq!(sum_of_squares(&gradients, &words, &(3..7)), 8.0);
+        assert_eq!(sum_of_squares(&gradients, &words, &(7..8)), 16.0);
     }
 
     #[test]

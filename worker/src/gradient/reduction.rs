@@ -1,5 +1,6 @@
-//! How the gradients of a global batch's shards become one sum on every rank: by MPI, in whatever order it adds, or in
-//! the fixed tree, which gives the same bits for every number of ranks.
+//! How the gradients of a global batch's shards become one sum: each rank of a host adds up its share of the model, in
+//! memory that all see, and exchanges it with the other hosts; or all ranks add up everything in the fixed tree, which gives
+//! the same bits for every number of them.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -7,8 +8,10 @@ use std::ops::Range;
 use bam_cluster::comm::{CommError, Communicator};
 use bam_cluster::config::Reproducible;
 
+use super::norm::sum_of_squares;
 use super::rows::TouchedRows;
 use super::tree::Tree;
+use crate::comm::Host;
 
 /// Values that are exchanged at once in the fixed tree, so that memory beside the gradients stays bounded.
 const CHUNK: usize = 1 << 20;
@@ -26,6 +29,15 @@ pub struct Reduction {
     words: BTreeSet<usize>,
     /// Touched rows of the word embeddings, one behind the other.
     packed: Vec<f32>,
+}
+
+/// What came of a reduction.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reduced {
+    /// Values of which there is more than one rank's.
+    pub values: usize,
+    /// Euclidean norm of the whole sum.
+    pub norm: f64,
 }
 
 /// What ranks exchange to add up all of the tree.
@@ -110,56 +122,69 @@ impl Reduction {
         Ok(())
     }
 
-    /// Makes `gradient` the sum over the shards of all ranks, after they have [agreed](Self::agree) on `words`. Returns how
-    /// many values this rank had to add up with others.
+    /// Makes this rank's `share` of `gradient`, and the tail behind all shares, the sum over the shards of all ranks, after
+    /// they have [agreed](Self::agree) on `words`; in the fixed tree the whole of it.
     ///
     /// # Errors
     /// A collective did not come about.
     pub fn finish(
         &mut self,
         world: &dyn Communicator,
+        host: &Host,
+        share: &Range<usize>,
         gradient: &mut [f32],
         words: &TouchedRows,
-    ) -> Result<usize, CommError> {
+    ) -> Result<Reduced, CommError> {
         self.words.clear();
-        let Some(sum) = &mut self.in_tree else { return self.all_reduce(world, gradient, words) };
+        let parameters = host.parameters();
+        let Some(sum) = &mut self.in_tree else { return self.add_shares(host, share, gradient, words) };
         for start in (0..gradient.len()).step_by(CHUNK) {
             let end = gradient.len().min(start + CHUNK);
             let nodes: Vec<&[f32]> = self.pending.iter().map(|node| &node[start..end]).collect();
             sum.finish(world, &nodes, &mut gradient[start..end])?;
         }
         self.spare.append(&mut self.pending);
-        Ok(if world.size() > 1 { gradient.len() } else { 0 })
+        let values = if world.size() > 1 { gradient.len() } else { 0 };
+        Ok(Reduced { values, norm: sum_of_squares(gradient, words, &(0..parameters)).sqrt() })
     }
 
-    /// The sum in whatever order the communicator adds; of the word embeddings, the touched rows alone.
-    fn all_reduce(
+    /// The sum in the order of the host's ranks, then in whatever order MPI adds; of the word embeddings, the touched rows
+    /// alone.
+    fn add_shares(
         &mut self,
-        world: &dyn Communicator,
+        host: &Host,
+        share: &Range<usize>,
         gradient: &mut [f32],
         words: &TouchedRows,
-    ) -> Result<usize, CommError> {
-        if world.size() == 1 {
-            return Ok(0);
-        }
-        let (matrix, rest) = gradient.split_at_mut(words.end());
-        let ranges = words.ranges();
-        match &ranges[..] {
-            [whole] if whole.len() == matrix.len() => world.all_reduce_sum("gradients", matrix)?,
-            _ => {
-                self.packed.clear();
-                ranges.iter().for_each(|range| self.packed.extend_from_slice(&matrix[range.clone()]));
-                world.all_reduce_sum("gradients of words", &mut self.packed)?;
-                let mut packed = &self.packed[..];
-                for range in ranges {
-                    let (own, others) = packed.split_at(range.len());
-                    matrix[range].copy_from_slice(own);
-                    packed = others;
-                }
+    ) -> Result<Reduced, CommError> {
+        let (local, across) = (host.local(), host.across());
+        let (last, tail) = (local.size() - 1, host.parameters()..gradient.len());
+        // The tail is the last rank's.
+        let end = if local.rank() == last { tail.end } else { share.end };
+        let rest = words.end().max(share.start)..end;
+        let rows = words.ranges_within(&(share.start..end));
+        rows.iter().chain([&rest]).for_each(|part| host.add_others(gradient, part.clone()));
+        if across.size() > 1 {
+            self.packed.clear();
+            rows.iter().for_each(|rows| self.packed.extend_from_slice(&gradient[rows.clone()]));
+            across.all_reduce_sum("gradients of words", &mut self.packed)?;
+            let mut packed = &self.packed[..];
+            for rows in rows {
+                let (own, others) = packed.split_at(rows.len());
+                gradient[rows].copy_from_slice(own);
+                packed = others;
             }
+            across.all_reduce_sum("gradients", &mut gradient[rest])?;
         }
-        world.all_reduce_sum("gradients", rest)?;
-        Ok(words.values() + rest.len())
+        // Also tells all that the others have read their gradients, and that the tail is summed.
+        let squares = local.all_gather("norm", &sum_of_squares(gradient, words, share).to_ne_bytes())?;
+        let squares = squares.iter().filter_map(|sum| sum.first_chunk()).map(|sum| f64::from_ne_bytes(*sum));
+        if local.rank() != last {
+            gradient[tail.clone()].copy_from_slice(&host.gradients_of(last)[tail.clone()]);
+        }
+        let ranks = local.size() * across.size();
+        let values = if ranks > 1 { words.values() + tail.end - words.end() } else { 0 };
+        Ok(Reduced { values, norm: squares.sum::<f64>().sqrt() })
     }
 }
 
@@ -217,6 +242,7 @@ fn add(sum: &mut [f32], other: &[f32]) {
 mod tests {
     use std::time::Duration;
 
+    use crate::tensor_memory::floats_mut;
     use bam_cluster::comm::Threads;
     use proptest::prelude::*;
 
@@ -236,6 +262,7 @@ mod tests {
     /// The sum's bits, which all ranks have to agree on. Every step is made twice, since buffers are used again.
     fn sum(shards: usize, ranks: usize, length: usize) -> Vec<u32> {
         let one = |world: &Threads| {
+            let host = Host::find(world, length, 0).unwrap();
             let mut reduction = Reduction::new(Reproducible::WorldSize, shards, world);
             let mut buffer = vec![f32::NAN; length];
             let mut words = TouchedRows::none(length / 8, 2);
@@ -245,7 +272,7 @@ mod tests {
                     reduction.take(shard, &mut buffer, &mut words);
                 }
                 reduction.agree(world, &mut words).unwrap();
-                reduction.finish(world, &mut buffer, &words).unwrap();
+                reduction.finish(world, &host, &(0..length), &mut buffer, &words).unwrap();
             }
             buffer.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
         };
@@ -286,34 +313,47 @@ mod tests {
 
     #[test]
     fn words_that_some_rank_has_are_added_up_and_others_left_alone() {
-        // Of 8 rows of 2 values, with 4 values besides; from half of them on, all rows are sent.
-        for (touched, sent) in [([vec![1, 3], vec![3, 4]], 3 * 2 + 4), ([vec![0, 1, 2], vec![6, 7]], 8 * 2 + 4)] {
-            let all: Vec<(Vec<f32>, usize)> = std::thread::scope(|scope| {
-                let threads = Threads::world(2, Duration::from_secs(60)).into_iter().map(|world| {
-                    let mut words = TouchedRows::none(8, 2);
-                    words.extend(touched[world.rank()].clone());
-                    scope.spawn(move || {
+        // Of 8 rows of 2 values, with 4 values besides, the last of which is the tail; from half of them on, all rows count.
+        const SHARES: [[Range<usize>; 2]; 2] = [[0..7, 7..19], [0..18, 18..19]];
+        for hosts in [["a", "a"], ["a", "b"]] {
+            for (touched, counted) in [([vec![1, 3], vec![3, 4]], 3 * 2 + 4), ([vec![0, 1, 2], vec![6, 7]], 8 * 2 + 4)]
+            {
+                for shares in &SHARES {
+                    let one = |world: Threads| {
+                        let rank = world.rank();
+                        let host = Host::find_named(&world, hosts[rank], 19, 1).unwrap();
+                        let share = if host.local().size() == 1 { 0..19 } else { shares[rank].clone() };
+                        let mut words = TouchedRows::none(8, 2);
+                        words.extend(touched[rank].clone());
                         let mut reduction = Reduction::new(Reproducible::Processes, 8, &world);
-                        let mut gradient: Vec<f32> = (0..20).map(|i| (i * (world.rank() + 1)) as f32).collect();
+                        let mut buffer = host.gradients();
+                        let gradient = floats_mut(&mut buffer);
+                        // As a backward pass leaves them: nothing but the touched rows and the rest.
+                        for i in words.ranges().into_iter().flatten().chain(16..20) {
+                            gradient[i] = (i * (rank + 1)) as f32;
+                        }
                         reduction.agree(&world, &mut words).unwrap();
-                        let sent = reduction.finish(&world, &mut gradient, &words).unwrap();
-                        (
-                            words
-                                .ranges()
-                                .iter()
-                                .chain([&(16..20)])
-                                .flat_map(|r| gradient[r.clone()].to_vec())
-                                .collect(),
-                            sent,
-                        )
-                    })
-                });
-                threads.collect::<Vec<_>>().into_iter().map(|t| t.join().unwrap()).collect()
-            });
-            let values: Vec<f32> = all[0].0.clone();
-            assert_eq!(all, vec![(values.clone(), sent); 2]);
-            let rows = if sent == 20 { (0..20).collect() } else { vec![2, 3, 6, 7, 8, 9, 16, 17, 18, 19] };
-            assert_eq!(values, rows.iter().map(|i| 3.0 * *i as f32).collect::<Vec<f32>>());
+                        let reduced = reduction.finish(&world, &host, &share, gradient, &words).unwrap();
+                        let found: Vec<(usize, f32)> = share.chain([19]).map(|i| (i, gradient[i])).collect();
+                        world.barrier("compared").unwrap();
+                        (found, reduced)
+                    };
+                    let all: Vec<_> = std::thread::scope(|scope| {
+                        let world = Threads::world(2, Duration::from_secs(60));
+                        let threads: Vec<_> = world.into_iter().map(|world| scope.spawn(|| one(world))).collect();
+                        threads.into_iter().map(|t| t.join().unwrap()).collect()
+                    });
+                    let of = |i: usize| {
+                        let has = |rank: usize| i >= 16 || touched[rank].contains(&(i / 2));
+                        (0..2).filter(|&rank| has(rank)).map(|rank| (i * (rank + 1)) as f32).sum::<f32>()
+                    };
+                    let norm = (0..19).map(|i| f64::from(of(i)).powi(2)).sum::<f64>().sqrt();
+                    for (found, reduced) in all {
+                        assert!(found.iter().all(|&(i, sum)| sum == of(i)), "{hosts:?} {found:?}");
+                        assert_eq!(reduced, Reduced { values: counted, norm });
+                    }
+                }
+            }
         }
     }
 

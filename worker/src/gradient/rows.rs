@@ -53,6 +53,12 @@ impl TouchedRows {
         self.count * self.width
     }
 
+    /// Where the touched rows lie within a part of the flat buffers, neighbours together.
+    pub fn ranges_within(&self, part: &Range<usize>) -> Vec<Range<usize>> {
+        let cut = self.ranges().into_iter().map(|r| r.start.max(part.start)..r.end.min(part.end));
+        cut.filter(|range| !range.is_empty()).collect()
+    }
+
     /// Where the touched rows lie, neighbours together.
     pub fn ranges(&self) -> Vec<Range<usize>> {
         let mut ranges: Vec<Range<usize>> = vec![];
@@ -77,6 +83,8 @@ mod tests {
         rows.extend([5, 2, 3, 5]);
         assert_eq!(rows.ranges(), [20..40, 50..60]);
         assert_eq!((rows.values(), rows.end()), (30, 80));
+        assert_eq!(rows.ranges_within(&(25..55)), [25..40, 50..55]);
+        assert!(rows.ranges_within(&(40..50)).is_empty() && rows.ranges_within(&(60..90)).is_empty());
         rows.touch_all();
         assert_eq!(rows.ranges(), vec![0..80]);
         rows.clear();

@@ -12,6 +12,7 @@ use super::embedding::{EMBEDDING_TENSORS, Embedding, EmbeddingPass};
 use super::layer::{Dropout, LAYER_TENSORS, Layer, LayerPass};
 use super::parameters::Parameters;
 use super::shape::{Head, specs};
+use crate::comm::Host;
 use crate::tensor_memory::floats_mut;
 
 /// BERT with heads.
@@ -36,9 +37,19 @@ pub struct Pass {
 }
 
 impl Bert {
-    /// A model whose parameters are all zero. `gradient_tail`: see [`Parameters::new`].
-    pub fn new(config: EncoderConfig, heads: Vec<Head>, gradient_tail: usize) -> Self {
-        let parameters = Parameters::new(specs(&config, &heads), gradient_tail);
+    /// A model whose parameters are all zero.
+    pub fn new(config: EncoderConfig, heads: Vec<Head>) -> Self {
+        let parameters = Parameters::new(specs(&config, &heads));
+        Bert::of(config, heads, parameters)
+    }
+
+    /// A model in the memory of a host's ranks, with the values that are there.
+    pub fn on_host(config: EncoderConfig, heads: Vec<Head>, host: &Host) -> Self {
+        let parameters = Parameters::within(specs(&config, &heads), host.values(), host.gradients());
+        Bert::of(config, heads, parameters)
+    }
+
+    fn of(config: EncoderConfig, heads: Vec<Head>, parameters: Parameters) -> Self {
         let start = |layer: usize| EMBEDDING_TENSORS + LAYER_TENSORS * layer;
         let layers = config.num_hidden_layers;
         let top = (0..=heads.len()).map(|i| [0, 1].map(|j| parameters.leaf(start(layers) + 2 * i + j)));

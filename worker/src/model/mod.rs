@@ -17,4 +17,4 @@ pub use batch::{Batch, Sequence};
 pub use bert::{Bert, Pass};
 pub use dropout::{DropoutKey, StepSeed};
 pub use parameters::Parameters;
-pub use shape::{Head, Init, ParameterSpec, specs};
+pub use shape::{Head, Init, ParameterSpec, parameter_count, specs};

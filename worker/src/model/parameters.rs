@@ -28,19 +28,22 @@ pub(super) struct View {
 }
 
 impl Parameters {
-    /// Parameters of these shapes, all zero, with `tail` more values at the end of the gradient buffer (for what
-    /// travels with the gradients in one reduction).
-    pub fn new(specs: Vec<ParameterSpec>, tail: usize) -> Self {
+    /// Parameters of these shapes, all zero.
+    pub fn new(specs: Vec<ParameterSpec>) -> Self {
+        let total = specs.iter().map(ParameterSpec::len).sum::<usize>() as i64;
+        let [values, gradients] = [(); 2].map(|()| Tensor::zeros([total], (Kind::Float, Device::Cpu)));
+        Parameters::within(specs, values, gradients)
+    }
+
+    /// Parameters of these shapes in these flat buffers. That of the gradients may be longer, for what travels with them in
+    /// one reduction: the tail.
+    pub fn within(specs: Vec<ParameterSpec>, values: Tensor, gradients: Tensor) -> Self {
         let ends = specs.iter().scan(0, |end, s| {
             let start = *end;
             *end += s.len();
             Some(start..*end)
         });
         let ranges: Vec<Range<usize>> = ends.collect();
-        let total = ranges.last().map_or(0, |r| r.end);
-        let options = (Kind::Float, Device::Cpu);
-        let values = Tensor::zeros([total as i64], options);
-        let gradients = Tensor::zeros([(total + tail) as i64], options);
         let width = specs.first().and_then(|spec| spec.shape.last()).map_or(1, |width| *width as usize);
         let words = TouchedRows::none(ranges.first().map_or(0, Range::len) / width, width);
         Parameters { specs, ranges, values, gradients, words, is_stale: false }
@@ -187,10 +190,17 @@ mod tests {
         ParameterSpec { name: name.into(), shape: shape.to_vec(), depth: 0, init }
     }
 
+    /// With a tail of one value.
+    fn with_tail(specs: Vec<ParameterSpec>) -> Parameters {
+        let total = specs.iter().map(ParameterSpec::len).sum::<usize>() as i64;
+        let [values, gradients] = [total, total + 1].map(|n| Tensor::zeros([n], (Kind::Float, Device::Cpu)));
+        Parameters::within(specs, values, gradients)
+    }
+
     #[test]
     fn libtorch_adds_into_the_flat_buffer() {
         let specs = vec![spec("a", &[2, 2], Init::Zero), spec("b", &[3], Init::Zero)];
-        let mut p = Parameters::new(specs, 1);
+        let mut p = with_tail(specs);
         p.values_mut().copy_from_slice(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
         let [a, b] = [0, 1].map(|i| p.leaf(i));
         for _ in 0..2 {
@@ -209,14 +219,11 @@ mod tests {
 
     #[test]
     fn weights_of_the_encoder_are_zeroed_when_somebody_looks() {
-        let mut p = Parameters::new(
-            vec![
-                spec("words", &[2, 1], Init::Zero),
-                spec("bert.encoder.layer.0.x.weight", &[2, 1], Init::Zero),
-                spec("bert.encoder.layer.0.x.bias", &[1], Init::Zero),
-            ],
-            1,
-        );
+        let mut p = with_tail(vec![
+            spec("words", &[2, 1], Init::Zero),
+            spec("bert.encoder.layer.0.x.weight", &[2, 1], Init::Zero),
+            spec("bert.encoder.layer.0.x.bias", &[1], Init::Zero),
+        ]);
         p.gradients_mut().fill(1.0);
         p.begin_backward([1].into_iter());
         p.zero_gradients();

@@ -100,7 +100,7 @@ fn model(dropout: f64) -> Bert {
         "attention_probs_dropout_prob": dropout / 2.0,
     });
     let heads = vec![Head { task: "a".into(), outputs: 3 }];
-    let mut model = Bert::new(serde_json::from_value(config).unwrap(), heads, 2);
+    let mut model = Bert::new(serde_json::from_value(config).unwrap(), heads);
     // Large enough for attention to be far from uniform.
     for (i, value) in model.parameters_mut().values_mut().iter_mut().enumerate() {
         *value = ((i as u64 * 2_654_435_761) % 1000) as f32 / 1500.0 - 0.3;

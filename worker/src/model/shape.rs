@@ -59,6 +59,11 @@ impl ParameterSpec {
     }
 }
 
+/// How many values the parameters of such a model have.
+pub fn parameter_count(config: &EncoderConfig, heads: &[Head]) -> usize {
+    specs(config, heads).iter().map(ParameterSpec::len).sum()
+}
+
 /// All parameters of an encoder with `heads`.
 pub fn specs(config: &EncoderConfig, heads: &[Head]) -> Vec<ParameterSpec> {
     let mut list = Specs(Vec::new());

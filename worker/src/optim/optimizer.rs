@@ -4,9 +4,11 @@ use std::ops::Range;
 
 use bam_cluster::config::OptimizerKind;
 use bam_cluster::plan::layer_multiplier;
+use tch::Tensor;
 
 use super::{adam, lamb};
 use crate::model::ParameterSpec;
+use crate::tensor_memory::{floats, floats_mut};
 
 pub(super) const BETA1: f32 = 0.9;
 pub(super) const BETA2: f32 = 0.999;
@@ -14,6 +16,9 @@ pub(super) const EPSILON: f32 = 1e-6;
 // Written out: 1 − 0.999 computed in float32 is off by 1e-5 of itself, and every step with it.
 pub(super) const ONE_MINUS_BETA1: f32 = 0.1;
 pub(super) const ONE_MINUS_BETA2: f32 = 0.001;
+
+/// Values that lie in one line of the cache.
+const CACHE_LINE: usize = 16;
 
 /// A part of the flat buffers that shares its settings.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,8 +51,7 @@ pub fn spans(
 pub struct Optimizer {
     kind: OptimizerKind,
     spans: Vec<Span>,
-    first_moment: Vec<f32>,
-    second_moment: Vec<f32>,
+    moments: [Tensor; 2],
     /// LAMB's update of one tensor, before it is known how long it is.
     direction: Vec<f32>,
 }
@@ -67,25 +71,50 @@ pub(super) struct Factors {
 }
 
 impl Optimizer {
-    /// An optimizer whose moments are zero.
-    pub fn new(kind: OptimizerKind, spans: Vec<Span>) -> Self {
-        let n = spans.last().map_or(0, |s| s.range.end);
-        let (first_moment, second_moment) = (vec![0.0; n], vec![0.0; n]);
-        Optimizer { kind, spans, first_moment, second_moment, direction: vec![] }
+    /// An optimizer with these moments, which are flat buffers.
+    pub fn new(kind: OptimizerKind, spans: Vec<Span>, moments: [Tensor; 2]) -> Self {
+        Optimizer { kind, spans, moments, direction: vec![] }
+    }
+
+    /// The flat buffers cut into so many shares, of which each can be updated alone.
+    pub fn shares(&self, count: usize) -> Vec<Range<usize>> {
+        let end = self.spans.last().map_or(0, |span| span.range.end);
+        let cut = |i: usize| {
+            let place = end * i / count;
+            match self.kind {
+                OptimizerKind::BertAdam | OptimizerKind::AdamW => place.next_multiple_of(CACHE_LINE).min(end),
+                // A tensor's step depends on the norm of all of it.
+                OptimizerKind::Lamb => {
+                    let cuts = self.spans.iter().map(|span| span.range.end).chain([0]);
+                    cuts.min_by_key(|cut| cut.abs_diff(place)).unwrap_or(0)
+                }
+            }
+        };
+        (0..count).map(|i| cut(i)..if i + 1 == count { end } else { cut(i + 1) }).collect()
     }
 
     /// Running means of gradients and of their squares, in the order of the flat buffers.
     pub fn moments(&self) -> (&[f32], &[f32]) {
-        (&self.first_moment, &self.second_moment)
+        let [first, second] = &self.moments;
+        (floats(first), floats(second))
     }
 
     /// As [`moments`](Self::moments), to restore them.
     pub fn moments_mut(&mut self) -> (&mut [f32], &mut [f32]) {
-        (&mut self.first_moment, &mut self.second_moment)
+        let [first, second] = &mut self.moments;
+        (floats_mut(first), floats_mut(second))
     }
 
-    /// Step number `step` (from 0), with gradients `gradient_scale`·`gradients`.
-    pub fn step(&mut self, values: &mut [f32], gradients: &[f32], gradient_scale: f64, rate: f64, step: u64) {
+    /// Step number `step` (from 0) of one of the [shares](Self::shares), with gradients `gradient_scale`·`gradients`.
+    pub fn step(
+        &mut self,
+        share: &Range<usize>,
+        values: &mut [f32],
+        gradients: &[f32],
+        gradient_scale: f64,
+        rate: f64,
+        step: u64,
+    ) {
         let t = i32::try_from(step + 1).unwrap_or(i32::MAX);
         let corrected = match self.kind {
             OptimizerKind::BertAdam => false,
@@ -99,11 +128,16 @@ impl Optimizer {
             root: (1.0 / correction(0.999).sqrt()) as f32,
             decay: span.weight_decay as f32,
         };
+        let [first, second] = &mut self.moments;
+        let (first, second) = (floats_mut(first), floats_mut(second));
         for span in &self.spans {
             let f = factors(span);
-            let r = span.range.clone();
+            let r = span.range.start.max(share.start)..span.range.end.min(share.end);
+            if r.is_empty() {
+                continue;
+            }
             let (p, g) = (&mut values[r.clone()], &gradients[r.clone()]);
-            let (m, v) = (&mut self.first_moment[r.clone()], &mut self.second_moment[r]);
+            let (m, v) = (&mut first[r.clone()], &mut second[r]);
             match self.kind {
                 OptimizerKind::BertAdam | OptimizerKind::AdamW => adam::update(p, g, m, v, &f),
                 OptimizerKind::Lamb => lamb::update(p, g, m, v, &f, &mut self.direction),
@@ -148,6 +182,10 @@ mod tests {
         p
     }
 
+    fn zeros(n: i64) -> [Tensor; 2] {
+        [(); 2].map(|()| Tensor::zeros([n], (tch::Kind::Float, tch::Device::Cpu)))
+    }
+
     /// Three tensors at different depths: an embedding, a bias that starts at zero, a head.
     fn model() -> (Vec<ParameterSpec>, Vec<Range<usize>>) {
         let spec =
@@ -162,12 +200,14 @@ mod tests {
         let gradient = |step: usize, j: usize| ((step * 7 + j * 3) % 11) as f64 * 0.1 - 0.45;
         for kind in [OptimizerKind::BertAdam, OptimizerKind::AdamW, OptimizerKind::Lamb] {
             let spans = spans(&specs, &ranges, 2, 0.5, DECAY);
-            let mut optimizer = Optimizer::new(kind, spans.clone());
+            let mut optimizer = Optimizer::new(kind, spans.clone(), zeros(10));
             let mut p = start.clone();
             for step in 0..5 {
                 // Four times as long as it should be, and scaled back.
                 let g: Vec<f32> = (0..10).map(|j| gradient(step, j) as f32 * 4.0).collect();
-                optimizer.step(&mut p, &g, 0.25, RATE, step as u64);
+                for share in optimizer.shares(3) {
+                    optimizer.step(&share, &mut p, &g, 0.25, RATE, step as u64);
+                }
             }
             for span in &spans {
                 let r = span.range.clone();
@@ -179,6 +219,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn shares_are_of_a_size_and_leave_tensors_whole_where_they_must() {
+        let spans = |lengths: &[usize]| -> Vec<Span> {
+            let mut end = 0;
+            let span = |n: &usize| {
+                end += n;
+                Span { range: end - n..end, rate_factor: 1.0, weight_decay: 0.0 }
+            };
+            lengths.iter().map(span).collect()
+        };
+        let of = |kind, lengths: &[usize], count| Optimizer::new(kind, spans(lengths), zeros(0)).shares(count);
+        assert_eq!(of(OptimizerKind::AdamW, &[60, 40], 3), [0..48, 48..80, 80..100]);
+        assert_eq!(of(OptimizerKind::Lamb, &[60, 40], 2), [0..60, 60..100]);
+        assert_eq!(of(OptimizerKind::Lamb, &[95, 5], 4), [0..0, 0..95, 95..95, 95..100]);
+        // More shares than there is to share.
+        assert_eq!(of(OptimizerKind::BertAdam, &[10], 3), [0..10, 10..10, 10..10]);
     }
 
     #[test]

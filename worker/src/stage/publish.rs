@@ -81,7 +81,7 @@ pub(super) fn check_sum(session: &Session, stage: &str, sum: &str) -> Result<()>
 /// A file is damaged.
 pub(super) fn load(found: &TaskModel, task: &Task) -> Result<Bert> {
     let head = Head { task: task.name.clone(), outputs: task.kind.outputs() };
-    let mut model = Bert::new(found.encoder.config.clone(), vec![head], 0);
+    let mut model = Bert::new(found.encoder.config.clone(), vec![head]);
     read_model(&found.encoder.weights, model.parameters_mut())?;
     Ok(model)
 }

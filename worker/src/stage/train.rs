@@ -12,10 +12,11 @@ use tch::Tensor;
 
 use super::logits::read_teacher_logits;
 use super::publish::{check_model, publish};
+use crate::comm::Host;
 use crate::data::{TokenFile, TokenSet};
 use crate::eval::predict;
 use crate::gradient::tail_length;
-use crate::model::{Bert, Head};
+use crate::model::{Bert, Head, parameter_count};
 use crate::objective::teacher_predictions;
 use crate::session::Session;
 use crate::snapshot::{one_file, read_encoder, read_model};
@@ -26,9 +27,9 @@ pub(super) fn run(session: &Session, stage: &TrainStage) -> Result<Outcome> {
     session.activity.phase("loading");
     let tasks: Vec<&Task> = stage.tasks.iter().map(|t| session.task(t)).collect::<Result<_>>()?;
     let data = load_data(session, stage, &tasks)?;
-    let model = initial_model(session, stage, &tasks)?;
+    let (host, model) = initial_model(session, stage, &tasks)?;
     let peak = peak(session.world.as_ref(), model.config())?;
-    let mut trainer = Trainer::new(session, stage.clone(), data, model, peak);
+    let mut trainer = Trainer::new(session, stage.clone(), data, model, host, peak);
     trainer.resume(session)?;
     let mut metrics = if session.is_first() {
         let path = session.run.metrics(&session.stage.name);
@@ -76,14 +77,24 @@ pub(super) fn read_tokens(session: &Session, task: &str, split: &str) -> Result<
     Ok(TokenFile::read(&session.run.data(task, split), Some(expected))?)
 }
 
-/// The pretrained encoder with fresh heads, or an earlier stage's model with its own.
-fn initial_model(session: &Session, stage: &TrainStage, tasks: &[&Task]) -> Result<Bert> {
-    let heads = tasks.iter().map(|t| Head { task: t.name.clone(), outputs: t.kind.outputs() }).collect();
+/// The pretrained encoder with fresh heads, or an earlier stage's model with its own, in the memory of each host.
+fn initial_model(session: &Session, stage: &TrainStage, tasks: &[&Task]) -> Result<(Host, Bert)> {
+    let heads: Vec<Head> = tasks.iter().map(|t| Head { task: t.name.clone(), outputs: t.kind.outputs() }).collect();
     let mut config = session.encoder.config.clone();
     if let Some(p) = session.recipe.model.dropout {
         config = EncoderConfig { hidden_dropout_prob: p, attention_probs_dropout_prob: p, ..config };
     }
-    let mut model = Bert::new(config, heads, tail_length(tasks.len()));
+    let host = Host::find(session.world.as_ref(), parameter_count(&config, &heads), tail_length(tasks.len()))?;
+    let mut model = Bert::on_host(config, heads, &host);
+    if host.leads() {
+        fill(session, stage, &mut model)?;
+    }
+    host.local().barrier("first values")?;
+    Ok((host, model))
+}
+
+/// Gives a model its first values.
+fn fill(session: &Session, stage: &TrainStage, model: &mut Bert) -> Result<()> {
     model.parameters_mut().initialise(stage.seed);
     match &stage.start {
         None => {
@@ -98,7 +109,7 @@ fn initial_model(session: &Session, stage: &TrainStage, tasks: &[&Task]) -> Resu
             read_model(&one_file(&weights), model.parameters_mut())?;
         }
     }
-    Ok(model)
+    Ok(())
 }
 
 /// Publishes the model and writes its scores and predictions.

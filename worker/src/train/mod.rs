@@ -94,8 +94,8 @@ fn one_step(
     session.faults.reach(Point::Step(step));
     clock.time(Part::Waiting, || trainer.agree(world))?;
     let stop = session.control.stop_requested();
-    let (tail, bytes_reduced) = clock.time(Part::Reduction, || trainer.reduce(world, stop))?;
-    let norm = clock.time(Part::Optimizer, || trainer.update(world, rate))?;
+    let (tail, reduced) = clock.time(Part::Reduction, || trainer.reduce(world, stop))?;
+    clock.time(Part::Optimizer, || trainer.update(world, reduced.norm, rate))?;
     let phases = clock.end(session)?;
     trainer.look_after_checkpoint()?;
     let seconds = start.elapsed().as_secs_f64();
@@ -105,12 +105,12 @@ fn one_step(
         task_losses: trainer.mean_task_losses(&tail),
         lambda,
         learning_rate: rate,
-        gradient_norm: norm,
+        gradient_norm: reduced.norm,
         examples: trainer.batch_size(),
         tokens: tail.tokens as u64,
         seconds,
         phases,
-        bytes_reduced,
+        bytes_reduced: (reduced.values * size_of::<f32>()) as u64,
         utilisation: trainer.utilisation(seconds),
     };
     if let Some(metrics) = metrics {

@@ -1,6 +1,8 @@
 //! The state of one model's training, and the parts of a step that change it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use bam_cluster::checkpoint::{Found, State, Store};
@@ -14,7 +16,8 @@ use super::clock::{Clock, Part};
 use super::data::{Item, TrainTask};
 use super::saver::{FILES, MODEL, OPTIMIZER, Saver};
 use super::step::{Objective, backward};
-use crate::gradient::{Reduction, Tail, clip_scale, global_norm_with_words};
+use crate::comm::Host;
+use crate::gradient::{Reduced, Reduction, Tail, clip_scale};
 use crate::model::{Bert, StepSeed};
 use crate::optim::{Optimizer, spans};
 use crate::session::Session;
@@ -27,6 +30,9 @@ pub struct Trainer {
     objective: Objective,
     model: Bert,
     optimizer: Optimizer,
+    host: Host,
+    /// What of the model this rank updates for its host.
+    share: Range<usize>,
     sampler: Sampler,
     receipt: Receipt,
     next_step: u64,
@@ -67,9 +73,16 @@ struct Placed {
 }
 
 impl Trainer {
-    /// A training at step 0. `model` has its first values and room for the [tail](Tail) of its tasks; `peak`:
-    /// floating-point operations a second that all ranks can do.
-    pub fn new(session: &Session, stage: TrainStage, tasks: Vec<TrainTask>, model: Bert, peak: f64) -> Self {
+    /// A training at step 0. `model` has its first values and is in the memory of `host`, with room for the [tail](Tail) of
+    /// its tasks; `peak`: floating-point operations a second that all ranks can do.
+    pub fn new(
+        session: &Session,
+        stage: TrainStage,
+        tasks: Vec<TrainTask>,
+        model: Bert,
+        host: Host,
+        peak: f64,
+    ) -> Self {
         let recipe = &session.recipe;
         let settings = &stage.settings;
         let objective = Objective {
@@ -86,8 +99,10 @@ impl Trainer {
         let spans = spans(p.specs(), p.ranges(), layers, stage.layerwise_decay, settings.weight_decay);
         let directory = session.run.checkpoints(&session.stage.name);
         let store = Store::new(directory, &FILES, recipe.checkpoint.keep, session.fence.clone());
+        let optimizer = Optimizer::new(settings.optimizer, spans, host.moments());
         Trainer {
-            optimizer: Optimizer::new(settings.optimizer, spans),
+            share: optimizer.shares(host.local().size()).swap_remove(host.local().rank()),
+            optimizer,
             sampler: Sampler::new(stage.seed, &stage.sizes, &stage.mixture.drawing, settings.batch_size),
             receipt: Receipt::empty(),
             next_step: 0,
@@ -102,6 +117,7 @@ impl Trainer {
             tasks,
             objective,
             model,
+            host,
         }
     }
 
@@ -126,8 +142,13 @@ impl Trainer {
         let at = || path.display().to_string();
         ensure!(state.inputs == digest::of_json(&session.begin.inputs), "{}: was made from other inputs", at());
         ensure!(state.schedule == self.stage.schedule, "{}: was made under another schedule", at());
-        read_model(&one_file(&path.join(MODEL)), self.model.parameters_mut())?;
-        read_moments(&path.join(OPTIMIZER), self.model.parameters(), &mut self.optimizer)?;
+        let began = Instant::now();
+        if self.host.leads() {
+            read_model(&one_file(&path.join(MODEL)), self.model.parameters_mut())?;
+            read_moments(&path.join(OPTIMIZER), self.model.parameters(), &mut self.optimizer)?;
+        }
+        self.host.local().barrier("checkpoint read")?;
+        let seconds = began.elapsed().as_secs_f64();
         // The receipt is made anew from the data, so that it proves the order and does not only repeat it.
         while self.next_step < state.step {
             self.draw();
@@ -149,6 +170,7 @@ impl Trainer {
             };
             message += &format!(" (the checkpoint is of {size} processes: {same})");
         }
+        message += &format!("; checkpoint read in {seconds:.3} s");
         session.tell(&FromRank::Note { message })
     }
 
@@ -259,29 +281,26 @@ impl Trainer {
         Ok(self.reduction.agree(world, words)?)
     }
 
-    /// Sums gradients and tails over all shards; any rank may wish to stop. Also returns how many bytes this took.
+    /// Sums gradients and tails over all shards; any rank may wish to stop.
     ///
     /// # Errors
     /// The collective did not come about.
-    pub fn reduce(&mut self, world: &dyn Communicator, stop: bool) -> Result<(Tail, u64)> {
+    pub fn reduce(&mut self, world: &dyn Communicator, stop: bool) -> Result<(Tail, Reduced)> {
         let n = self.model.parameters().len();
         let (buffer, words) = self.model.parameters_mut().gradients_and_words();
         let mut tail = Tail::read(&buffer[n..]);
         tail.stop = f32::from(u8::from(stop));
         tail.write(&mut buffer[n..]);
-        let values = self.reduction.finish(world, buffer, words)?;
-        Ok((Tail::read(&buffer[n..]), (values * size_of::<f32>()) as u64))
+        let reduced = self.reduction.finish(world, &self.host, &self.share, buffer, words)?;
+        Ok((Tail::read(&buffer[n..]), reduced))
     }
 
-    /// Clips and updates; returns the norm before clipping.
+    /// Clips the gradient, which has this norm, and updates.
     ///
     /// # Errors
     /// The gradient is not finite; the error names the examples whose losses are not.
-    pub fn update(&mut self, world: &dyn Communicator, rate: f64) -> Result<f64> {
+    pub fn update(&mut self, world: &dyn Communicator, norm: f64, rate: f64) -> Result<()> {
         let step = self.next_step - 1;
-        let n = self.model.parameters().len();
-        let (buffer, words) = self.model.parameters_mut().gradients_and_words();
-        let norm = global_norm_with_words(&buffer[..n], words);
         if !norm.is_finite() {
             // The reduced gradient is the same everywhere, so that all ranks come here, and end together when the
             // checkpoint that is being written is on disk.
@@ -293,8 +312,8 @@ impl Trainer {
         }
         let scale = clip_scale(norm, self.stage.settings.clip_norm);
         let (values, gradients) = self.model.parameters_mut().values_and_gradients();
-        self.optimizer.step(values, gradients, scale, rate, step);
-        Ok(norm)
+        self.optimizer.step(&self.share, values, gradients, scale, rate, step);
+        Ok(self.host.local().barrier("update")?)
     }
 
     /// Mean loss of each task that has examples in the batch.
