@@ -35,7 +35,7 @@ test: ## run all tests, on the programs as released
 	@setup/setup.sh all
 	cargo test --release --workspace --locked -- --test-threads=$(TEST_THREADS) $(TEST_ARGS)
 
-bench: setup ## measure speed and memory, also against Hugging Face + DDP (some 25 minutes; fetches 2.6 GB)
+bench: setup ## measure speed and memory, also against Hugging Face + DDP (some 45 minutes; fetches 2.6 GB)
 	@setup/setup.sh python-peer
 	cargo bench -p bam-tests --locked
 

@@ -20,6 +20,7 @@ Examples:
   bam submit configs/demo.yaml -n 2 -o slurm.time=8:00:00
                                           the same as batch jobs of Slurm (--dry-run shows the scripts)
   bam status runs/demo                    queued, running, done? how far?
+  bam doctor -n 2                         programs, ranks, machine, files, Slurm: will it work here?
 
 Exit codes:
   0    done
@@ -66,6 +67,8 @@ pub enum Command {
     Status(RunDirArguments),
     /// Stop a run's batch jobs at a checkpoint, and take those that wait out of the queue
     Cancel(RunDirArguments),
+    /// Look at everything that a run needs on this machine, and say what to do about what is wrong
+    Doctor(DoctorArguments),
 }
 
 /// A recipe and changes to it.
@@ -92,6 +95,28 @@ impl RecipeArguments {
         let processes = self.processes.map(|n| format!("cluster.processes={n}"));
         self.overrides.iter().cloned().chain(hosts).chain(processes).collect()
     }
+}
+
+/// `bam doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    /// A recipe that is to run here: its processes, hosts and jobs are looked at
+    pub config: Option<PathBuf>,
+    /// Number of processes (cluster.processes) [default: the recipe's, the batch job's, or 2]
+    #[arg(short = 'n', long = "processes", value_name = "N")]
+    pub processes: Option<usize>,
+    /// Hosts to start ranks on, for example n1:2,n2:2 (cluster.hosts)
+    #[arg(long, value_name = "HOST[:RANKS]", value_delimiter = ',')]
+    pub hosts: Vec<String>,
+    /// Change one value of the recipe; may be repeated
+    #[arg(short = 'o', long = "override", value_name = "KEY=VALUE", requires = "config")]
+    pub overrides: Vec<String>,
+    /// The directory that runs are to be written in
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub dir: PathBuf,
+    /// Print JSON instead of lines for people
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `bam run`.

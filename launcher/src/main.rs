@@ -6,6 +6,7 @@ mod cli;
 mod command;
 mod conduct;
 mod descriptors;
+mod doctor;
 mod failure;
 mod history;
 mod progress;
@@ -49,5 +50,6 @@ fn run() -> anyhow::Result<u8> {
         Command::Submit(arguments) => command::submit::run(&arguments),
         Command::Status(arguments) => command::status::run(&arguments),
         Command::Cancel(arguments) => command::cancel::run(&arguments),
+        Command::Doctor(arguments) => command::doctor::run(&arguments),
     }
 }

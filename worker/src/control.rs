@@ -146,7 +146,8 @@ fn memory_in_use() -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
-fn host_name() -> String {
+/// This machine's name.
+pub fn host_name() -> String {
     let name = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok());
     name.unwrap_or_else(|| "unknown host".to_owned())
 }

@@ -9,6 +9,7 @@ pub mod gradient;
 pub mod model;
 pub mod objective;
 pub mod optim;
+pub mod probe;
 pub mod session;
 pub mod shard;
 pub mod snapshot;

@@ -19,7 +19,7 @@ use bam_worker::data::{TokenFileError, TokenizeError};
 use bam_worker::session::Session;
 use bam_worker::train::Diverged;
 use bam_worker::weights::WeightsError;
-use bam_worker::{stage, telemetry};
+use bam_worker::{probe, telemetry};
 use clap::Parser;
 
 /// One rank of one stage of a bam run. `bam run` starts it through MPI.
@@ -27,26 +27,52 @@ use clap::Parser;
 #[command(version)]
 struct Args {
     /// The run directory.
-    #[arg(long)]
-    run: PathBuf,
+    #[arg(long, required_unless_present = "probe")]
+    run: Option<PathBuf>,
     /// The stage to do.
-    #[arg(long)]
-    stage: String,
+    #[arg(long, required_unless_present = "probe")]
+    stage: Option<String>,
+    /// Find out who is there and print it (as `bam doctor` asks)
+    #[arg(long, conflicts_with_all = ["run", "stage"])]
+    probe: bool,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     telemetry::log_to_stderr();
-    let run = RunDir::new(args.run);
+    match (args.run, args.stage) {
+        (Some(run), Some(stage)) => work(RunDir::new(run), &stage),
+        _ => look_around(),
+    }
+}
+
+/// What `bam doctor` asks.
+fn look_around() -> ExitCode {
+    let Some((world, _universe)) = MpiWorld::join(Activity::default()) else { return refuse(NO_THREADS) };
+    tch::set_num_threads(1);
+    let found = probe::probe(&world).and_then(|found| Ok(serde_json::to_string(&found)?));
+    match found {
+        Ok(text) if world.rank() == 0 => println!("{text}"),
+        Ok(_) => {}
+        Err(e) => return refuse(&format!("{e:#}")),
+    }
+    ExitCode::SUCCESS
+}
+
+/// Why MPI is of no use.
+const NO_THREADS: &str = "MPI does not grant threads to this program; use an MPI that was built with thread support";
+
+/// One rank of one stage.
+fn work(run: RunDir, stage: &str) -> ExitCode {
     let activity = Activity::default();
-    let control_path = run.control(&args.stage);
+    let control_path = run.control(stage);
     let file: ControlFile = match files::read_json(&control_path) {
         Ok(Some(file)) => file,
         Ok(None) => return refuse("there is no launcher for this run: start it with `bam run`"),
         Err(e) => return refuse(&format!("{}: {e}", control_path.display())),
     };
     let Some((world, _universe)) = MpiWorld::join(activity.clone()) else {
-        return refuse("MPI does not grant threads to this program; use an MPI that was built with thread support");
+        return refuse(NO_THREADS);
     };
     let (control, orders) = match Control::connect(&file, world.rank(), world.size()) {
         Ok(connected) => connected,
@@ -59,11 +85,11 @@ fn main() -> ExitCode {
     if let Err(e) = control.listen_to_signals() {
         control.fail(exit_code::FAILURE, format!("cannot listen for signals: {e}"), false);
     }
-    let (log, rank) = (run.log(&args.stage), world.rank());
-    let session = Session::join(Box::new(world), activity, run, &args.stage, control.clone(), orders, &file);
+    let (log, rank) = (run.log(stage), world.rank());
+    let session = Session::join(Box::new(world), activity, run, stage, control.clone(), orders, &file);
     let done = session.and_then(|session| {
         tch::set_num_threads(i32::try_from(session.recipe.cluster.threads)?);
-        let outcome = stage::run(&session)?;
+        let outcome = bam_worker::stage::run(&session)?;
         session.world.barrier("end of stage")?;
         control.finish();
         session.tell(&FromRank::Done(outcome))

@@ -16,6 +16,6 @@ pub use schema::{
     Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, Launcher, Mode, ModelSection,
     PredictedSplit, Recipe, RegressionOutput, Reproducible, Sampling, SamplingMethod, Truncation,
 };
-pub use slurm::{JOB_NAMES, JobSettings, Mail, SlurmSection};
+pub use slurm::{JOB_NAMES, JobSettings, Mail, SlurmSection, seconds as slurm_seconds};
 pub use task_entry::{OwnTask, TaskEntry, TaskType};
 pub use train::{LayerwiseDecay, LossReduction, OptimizerKind, RateScaling, Search, TrainSection, TrainSettings};

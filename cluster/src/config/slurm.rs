@@ -314,8 +314,8 @@ fn is_time(text: &str) -> bool {
     days.is_none_or(is_number) && rest.split(':').count() <= 3 && rest.split(':').all(is_number)
 }
 
-/// What `sbatch --time` understands by a time; none for no limit.
-fn seconds(text: &str) -> Option<u64> {
+/// What `sbatch --time` understands by a time, in seconds; none for no limit.
+pub fn seconds(text: &str) -> Option<u64> {
     let (days, rest) = text.split_once('-').map_or((None, text), |(days, rest)| (Some(days), rest));
     let numbers: Vec<u64> = rest.split(':').map(|n| n.parse().ok()).collect::<Option<_>>()?;
     let [hours, minutes, seconds] = match (days, &numbers[..]) {

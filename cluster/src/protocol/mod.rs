@@ -5,6 +5,7 @@
 //! answers with events; every rank sends heartbeats from a thread of its own.
 
 pub mod channel;
+mod probe;
 mod reach;
 mod secret;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 
+pub use probe::Probe;
 pub use reach::Reach;
 pub use secret::Secret;
 

@@ -1,4 +1,4 @@
-//! The command that starts the ranks of one stage, as data: what is run can be read, logged and tested before it runs.
+//! The command that starts ranks, as data: what is run can be read, logged and tested before it runs.
 
 use std::env;
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use super::{Programs, Starter, mpirun, srun};
 use crate::shell::quoted;
 
-/// A command that starts all ranks of a stage.
+/// A command that starts ranks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Launch {
     /// The program.
@@ -27,15 +27,22 @@ pub struct Launch {
     pub kill: Signal,
 }
 
-/// Of what a start of a stage is made.
+/// What ranks are started for.
+#[derive(Debug, Clone, Copy)]
+pub enum Duty<'a> {
+    /// A stage of a run.
+    Stage(&'a RunDir, &'a Stage),
+    /// To find out where they are.
+    Probe,
+}
+
+/// Of what a start of ranks is made.
 #[derive(Debug, Clone, Copy)]
 pub struct Start<'a> {
     /// How it is spread.
     pub cluster: &'a ClusterSection,
-    /// Its run.
-    pub run: &'a RunDir,
-    /// The stage.
-    pub stage: &'a Stage,
+    /// What the ranks do.
+    pub duty: Duty<'a>,
     /// A directory of this start's own, on this host.
     pub scratch: &'a Path,
     /// Which start of the run this is.
@@ -70,9 +77,20 @@ impl Start<'_> {
         Span::of(nodes, self.cluster.processes, self.ranks(), self.incarnation)
     }
 
+    /// Its name, where somebody lists what runs.
+    pub(super) fn name(&self) -> &str {
+        match self.duty {
+            Duty::Stage(_, stage) => &stage.name,
+            Duty::Probe => "probe",
+        }
+    }
+
     /// How many ranks it has.
     pub fn ranks(&self) -> usize {
-        self.cluster.ranks(self.stage.tasks_learnt())
+        match self.duty {
+            Duty::Stage(_, stage) => self.cluster.ranks(stage.tasks_learnt()),
+            Duty::Probe => self.cluster.processes,
+        }
     }
 
     /// What every rank has in its environment, on whichever host.
@@ -85,8 +103,15 @@ impl Start<'_> {
 
     /// The program of one rank with its arguments.
     pub(super) fn worker(&self, programs: &Programs) -> Vec<OsString> {
-        let (run, stage) = (self.run.path().into(), self.stage.name.clone().into());
-        vec![programs.worker.clone().into(), "--run".into(), run, "--stage".into(), stage]
+        let mut words: Vec<OsString> = vec![programs.worker.clone().into()];
+        match self.duty {
+            Duty::Stage(run, stage) => {
+                let (run, stage) = (run.path().into(), stage.name.clone().into());
+                words.extend(["--run".into(), run, "--stage".into(), stage]);
+            }
+            Duty::Probe => words.push("--probe".into()),
+        }
+        words
     }
 }
 

@@ -10,7 +10,8 @@ mod srun;
 use bam_cluster::config::ClusterSection;
 use bam_cluster::protocol::Reach;
 
-pub use launch::{Launch, Start};
+pub use launch::{Duty, Launch, Start};
+pub use probe::output;
 pub use process::{Process, ProcessEvent};
 pub use programs::{Programs, Starter};
 

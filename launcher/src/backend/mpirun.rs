@@ -113,7 +113,7 @@ mod tests {
     use bam_cluster::run_dir::RunDir;
 
     use super::*;
-    use crate::backend::Starter;
+    use crate::backend::{Duty, Starter};
 
     fn programs() -> Programs {
         let starter = Starter::Mpirun("/usr/bin/mpirun".into());
@@ -123,7 +123,7 @@ mod tests {
     fn launch(cluster: &ClusterSection) -> Launch {
         let stage = Stage { name: "logits".into(), work: StageWork::Prepare };
         let (run, scratch) = (RunDir::new("/runs/my run"), Path::new("/tmp/bam-1"));
-        Launch::new(&programs(), &Start { cluster, run: &run, stage: &stage, scratch, incarnation: 1 })
+        Launch::new(&programs(), &Start { cluster, duty: Duty::Stage(&run, &stage), scratch, incarnation: 1 })
     }
 
     #[test]

@@ -61,7 +61,10 @@ fn choose_pmix(lines: &[String]) -> Option<String> {
 }
 
 /// What a command prints, on stdout and stderr, if it ends well and in time.
-fn output(launch: &Launch) -> Result<Vec<String>, String> {
+///
+/// # Errors
+/// It does not; the text says what happened, with its last lines.
+pub fn output(launch: &Launch) -> Result<Vec<String>, String> {
     let (sender, events) = mpsc::channel();
     let command = launch.command_line();
     let process = Process::spawn(launch, move |event| drop(sender.send(event)));

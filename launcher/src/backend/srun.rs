@@ -95,7 +95,7 @@ pub(super) fn launch(srun: &Srun, programs: &Programs, start: &Start) -> Launch 
     let mut arguments: Vec<OsString> = vec![];
     arguments.extend(srun.mpi.iter().map(|kind| format!("--mpi={kind}").into()));
     arguments.extend(DIE_TOGETHER.iter().chain(&SHARE_THE_NODES).map(OsString::from));
-    arguments.extend(["--export=ALL".into(), format!("--job-name={}", start.stage.name).into()]);
+    arguments.extend(["--export=ALL".into(), format!("--job-name={}", start.name()).into()]);
     arguments.push(format!("--ntasks={}", start.ranks()).into());
     let Span { nodes, first } = start.span(srun.nodes);
     arguments.push(format!("--nodes={nodes}").into());
@@ -114,7 +114,7 @@ mod tests {
     use bam_cluster::run_dir::RunDir;
 
     use super::*;
-    use crate::backend::Starter;
+    use crate::backend::{Duty, Starter};
 
     fn on(nodes: usize, cluster: &ClusterSection, incarnation: u64) -> Launch {
         let srun = Srun { program: "/usr/bin/srun".into(), mpi: Some("pmix_v4".into()), nodes };
@@ -122,7 +122,7 @@ mod tests {
         let programs = Programs { starter: Starter::Srun(srun), why: String::new(), worker };
         let stage = Stage { name: "logits".into(), work: StageWork::Prepare };
         let (run, scratch) = (RunDir::new("/runs/my run"), Path::new("/tmp/bam-1"));
-        Launch::new(&programs, &Start { cluster, run: &run, stage: &stage, scratch, incarnation })
+        Launch::new(&programs, &Start { cluster, duty: Duty::Stage(&run, &stage), scratch, incarnation })
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 pub mod cancel;
+pub mod doctor;
 pub mod export;
 pub mod plan;
 pub mod rehearse;

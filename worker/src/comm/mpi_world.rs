@@ -34,6 +34,13 @@ impl MpiWorld {
         Some((MpiWorld { world: universe.world(), activity, scratch: RefCell::default() }, universe))
     }
 
+    /// Name and version of the MPI library.
+    pub fn library() -> String {
+        let text = mpi::environment::library_version().unwrap_or_default();
+        // Open MPI goes on with where and when it was built.
+        text.split([',', '\n', '\0']).next().unwrap_or_default().trim().to_owned()
+    }
+
     /// Ends all ranks at once.
     pub fn abort(code: u8) -> ! {
         SimpleCommunicator::world().abort(i32::from(code))

@@ -17,7 +17,7 @@ use bam_cluster::protocol::{FromRank, StepReport, ToRank, TrainOrder};
 pub use data::{Item, TrainTask};
 pub use step::{Differentiated, Objective, backward};
 pub use trainer::{Diverged, Trainer};
-pub use utilisation::peak;
+pub use utilisation::{peak, rates};
 
 use self::clock::{Clock, Part};
 use crate::gradient::Tail;

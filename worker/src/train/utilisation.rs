@@ -21,9 +21,17 @@ const OPERATIONS: i64 = 200_000_000;
 /// # Errors
 /// A collective did not come about.
 pub fn peak(world: &dyn Communicator, config: &EncoderConfig) -> Result<f64> {
+    Ok(rates(world, [config.hidden_size, config.intermediate_size])?.iter().sum())
+}
+
+/// The same of each rank, for a hidden and an intermediate size.
+///
+/// # Errors
+/// As [`peak`].
+pub fn rates(world: &dyn Communicator, [hidden, intermediate]: [usize; 2]) -> Result<Vec<f64>> {
     let options = (Kind::Float, Device::Cpu);
-    let hidden = config.hidden_size as i64;
-    let columns = (OPERATIONS / (2 * ROWS * hidden)).clamp(1, config.intermediate_size as i64);
+    let hidden = hidden as i64;
+    let columns = (OPERATIONS / (2 * ROWS * hidden)).clamp(1, intermediate as i64);
     let (x, weight) = (Tensor::randn([ROWS, hidden], options), Tensor::randn([columns, hidden], options));
     let mut product = Tensor::empty([ROWS, columns], options);
     let one = (2 * ROWS * hidden * columns) as f64;
@@ -36,5 +44,5 @@ pub fn peak(world: &dyn Communicator, config: &EncoderConfig) -> Result<f64> {
         fastest = fastest.min(start.elapsed().as_secs_f64());
     }
     let rates = world.all_gather("measured rates", &(one / fastest).to_le_bytes())?;
-    Ok(rates.iter().filter_map(|rate| rate.first_chunk()).map(|rate| f64::from_le_bytes(*rate)).sum())
+    Ok(rates.iter().filter_map(|rate| rate.first_chunk()).map(|rate| f64::from_le_bytes(*rate)).collect())
 }

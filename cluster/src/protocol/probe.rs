@@ -1,0 +1,29 @@
+//! What ranks that have nothing to do find out about where they are.
+
+use serde::{Deserialize, Serialize};
+
+/// What the ranks that `bam doctor` starts know of one another; rank 0 of each world prints it as a line of JSON. Ranks that
+/// do not find one another are worlds of one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// How many ranks have met.
+    pub ranks: usize,
+    /// Each rank's host.
+    pub hosts: Vec<String>,
+    /// Whether the ranks of a host see the same memory; true also where each is alone on its host.
+    pub share_memory: bool,
+    /// What MPI calls itself.
+    pub mpi: String,
+    /// HDF5's version.
+    pub hdf5: String,
+    /// GPUs that libtorch sees, on rank 0.
+    pub gpus: i64,
+    /// Seconds of a collective without content.
+    pub latency: f64,
+    /// Bytes that an all-reduce of 16 MiB adds up a second.
+    pub bandwidth: f64,
+    /// Seconds by which the hosts' clocks are apart.
+    pub clocks: f64,
+    /// Floating-point operations a second of each rank, while all multiply matrices.
+    pub rates: Vec<f64>,
+}
