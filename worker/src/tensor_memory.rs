@@ -1,4 +1,4 @@
-//! A tensor's memory as a slice, for MPI and for the optimizer's one pass. The only `unsafe` of this crate.
+//! A tensor's memory as a slice, for MPI and for the optimizer's one pass.
 
 #![allow(unsafe_code)]
 

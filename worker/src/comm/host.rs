@@ -5,6 +5,7 @@
 //! parameters are read by all until they have agreed that all gradients are there, and each rank's share is written by it
 //! alone until all have met again.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::process;
 
@@ -50,10 +51,11 @@ impl Host {
         tail: usize,
     ) -> Result<Host, CommError> {
         let names = world.all_gather("hosts", name.as_bytes())?;
-        let on = |host: &Vec<u8>| (0..names.len()).filter(|&rank| names[rank] == *host).collect::<Vec<usize>>();
-        let own = on(&names[world.rank()]);
+        let own: Vec<usize> = (0..names.len()).filter(|&rank| names[rank] == names[world.rank()]).collect();
+        let mut ranks: HashMap<&[u8], usize> = HashMap::new();
+        names.iter().for_each(|host| *ranks.entry(host).or_default() += 1);
         let (mut number, mut place, mut room) = (world.rank(), 0, None);
-        if own.len() > 1 && names.iter().all(|host| on(host).len() == own.len()) {
+        if own.len() > 1 && ranks.values().all(|count| *count == own.len()) {
             room = shared_room(world, &own, parameters, tail)?;
         }
         if room.is_some() {

@@ -102,7 +102,8 @@ impl Reduction {
     }
 
     /// Finds out which word embeddings have a gradient on any rank, which is where ranks wait for the slowest of them; in the
-    /// fixed tree all rows count as such.
+    /// fixed tree all rows count as such. Afterwards a rank must not change its gradients and their tail any more: others
+    /// read them.
     ///
     /// # Errors
     /// A collective did not come about.

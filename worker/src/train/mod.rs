@@ -92,9 +92,9 @@ fn one_step(
     activity.phase("forward and backward");
     trainer.differentiate(&share, lambda, activity, clock);
     session.faults.reach(Point::Step(step));
-    clock.time(Part::Waiting, || trainer.agree(world))?;
     let stop = session.control.stop_requested();
-    let (tail, reduced) = clock.time(Part::Reduction, || trainer.reduce(world, stop))?;
+    clock.time(Part::Waiting, || trainer.agree(world, stop))?;
+    let (tail, reduced) = clock.time(Part::Reduction, || trainer.reduce(world))?;
     clock.time(Part::Optimizer, || trainer.update(world, reduced.norm, rate))?;
     let phases = clock.end(session)?;
     trainer.look_after_checkpoint()?;

@@ -272,25 +272,27 @@ impl Trainer {
         }
     }
 
-    /// Waits for all ranks, whose batches have other words.
+    /// Waits for all ranks, whose batches have other words, and of which any may wish to stop: from here on they read one
+    /// another's gradients and tails.
     ///
     /// # Errors
     /// The collective did not come about.
-    pub fn agree(&mut self, world: &dyn Communicator) -> Result<()> {
-        let (_, words) = self.model.parameters_mut().gradients_and_words();
-        Ok(self.reduction.agree(world, words)?)
-    }
-
-    /// Sums gradients and tails over all shards; any rank may wish to stop.
-    ///
-    /// # Errors
-    /// The collective did not come about.
-    pub fn reduce(&mut self, world: &dyn Communicator, stop: bool) -> Result<(Tail, Reduced)> {
+    pub fn agree(&mut self, world: &dyn Communicator, stop: bool) -> Result<()> {
         let n = self.model.parameters().len();
         let (buffer, words) = self.model.parameters_mut().gradients_and_words();
         let mut tail = Tail::read(&buffer[n..]);
         tail.stop = f32::from(u8::from(stop));
         tail.write(&mut buffer[n..]);
+        Ok(self.reduction.agree(world, words)?)
+    }
+
+    /// Sums gradients and tails over all shards.
+    ///
+    /// # Errors
+    /// The collective did not come about.
+    pub fn reduce(&mut self, world: &dyn Communicator) -> Result<(Tail, Reduced)> {
+        let n = self.model.parameters().len();
+        let (buffer, words) = self.model.parameters_mut().gradients_and_words();
         let reduced = self.reduction.finish(world, &self.host, &self.share, buffer, words)?;
         Ok((Tail::read(&buffer[n..]), reduced))
     }
