@@ -60,10 +60,16 @@ lint: ## check format, lints, documentation, shell scripts and the dependencies'
 	    echo "cargo deny: skipped, it is not installed (cargo install cargo-deny --locked)"; \
 	fi
 
-install: ## copy the programs to PREFIX/bin (~/.local/bin)
+install: ## copy the programs to PREFIX/bin (~/.local/bin), with manual pages and completions for shells
 	@test -x target/release/bam && test -x target/release/bam-worker || { echo "first: make setup" >&2; exit 1; }
 	install -d "$(DESTDIR)$(PREFIX)/bin"
 	install -m 755 target/release/bam target/release/bam-worker "$(DESTDIR)$(PREFIX)/bin"
+	target/release/bam man "$(DESTDIR)$(PREFIX)/share/man/man1"
+	share="$(DESTDIR)$(PREFIX)/share"; \
+	    install -d "$$share/bash-completion/completions" "$$share/zsh/site-functions" "$$share/fish/vendor_completions.d" \
+	    && target/release/bam completions bash > "$$share/bash-completion/completions/bam" \
+	    && target/release/bam completions zsh > "$$share/zsh/site-functions/_bam" \
+	    && target/release/bam completions fish > "$$share/fish/vendor_completions.d/bam.fish"
 
 clean: ## remove what cargo built; downloads stay in the cache
 	cargo clean

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bam_cluster::fault::Fault;
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -69,6 +70,10 @@ pub enum Command {
     Cancel(RunDirArguments),
     /// Look at everything that a run needs on this machine, and say what to do about what is wrong
     Doctor(DoctorArguments),
+    /// Print what a shell needs to complete bam's commands and options
+    Completions(CompletionsArguments),
+    /// Write manual pages, one for each command
+    Man(ManArguments),
 }
 
 /// A recipe and changes to it.
@@ -95,6 +100,20 @@ impl RecipeArguments {
         let processes = self.processes.map(|n| format!("cluster.processes={n}"));
         self.overrides.iter().cloned().chain(hosts).chain(processes).collect()
     }
+}
+
+/// `bam completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArguments {
+    /// The shell; for example: bam completions bash > ~/.local/share/bash-completion/completions/bam
+    pub shell: Shell,
+}
+
+/// `bam man`.
+#[derive(Debug, Args)]
+pub struct ManArguments {
+    /// The directory, for example ~/.local/share/man/man1
+    pub directory: PathBuf,
 }
 
 /// `bam doctor`.

@@ -51,5 +51,7 @@ fn run() -> anyhow::Result<u8> {
         Command::Status(arguments) => command::status::run(&arguments),
         Command::Cancel(arguments) => command::cancel::run(&arguments),
         Command::Doctor(arguments) => command::doctor::run(&arguments),
+        Command::Completions(arguments) => command::manual::completions(&arguments),
+        Command::Man(arguments) => command::manual::pages(&arguments),
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Context;
 pub mod cancel;
 pub mod doctor;
 pub mod export;
+pub mod manual;
 pub mod plan;
 pub mod rehearse;
 pub mod report;
