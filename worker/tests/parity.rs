@@ -171,7 +171,7 @@ fn check_case(world: &dyn Communicator, directory: &Path, name: &str, micro_batc
     let spans = spans(p.specs(), p.ranges(), expected.config.num_hidden_layers, o.layer_decay, o.weight_decay);
     let kind = if o.bias_correction { OptimizerKind::AdamW } else { OptimizerKind::BertAdam };
     let mut adam = Optimizer::new(kind, spans, host.moments());
-    let shares = adam.shares(host.local().size());
+    let shares = adam.shares(host.local().size(), expected.config.hidden_size);
     let share = &shares[host.local().rank()];
     let mut reduction = Reduction::new(Reproducible::Processes, 1, world);
     for (step, answer) in case.per_step.iter().enumerate() {

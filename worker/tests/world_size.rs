@@ -69,7 +69,7 @@ fn train(world: &Threads, micro_batch: usize) -> Vec<(Tail, Vec<u32>)> {
     let p = model.parameters();
     let spans = spans(p.specs(), p.ranges(), 2, 0.9, 0.01);
     let mut optimizer = Optimizer::new(OptimizerKind::BertAdam, spans, host.moments());
-    let share = optimizer.shares(host.local().size()).swap_remove(host.local().rank());
+    let share = optimizer.shares(host.local().size(), 16).swap_remove(host.local().rank());
     let mut reduction = Reduction::new(Reproducible::WorldSize, SHARDS, world);
     let costs: Vec<u64> = tokens.iter().map(|t| t.len() as u64).collect();
     let slices = slice_by_cost(&costs, SHARDS);

@@ -12,11 +12,13 @@ pub fn global_norm(gradients: &[f32]) -> f64 {
     squares(gradients).sqrt()
 }
 
-/// The sum of squares in a part of gradients that begin with those of word embeddings, most of which are zero and are not
-/// looked at.
-pub fn sum_of_squares(gradients: &[f32], words: &TouchedRows, part: &Range<usize>) -> f64 {
-    let of_words: f64 = words.ranges_within(part).into_iter().map(|range| squares(&gradients[range])).sum();
-    of_words + squares(&gradients[words.end().clamp(part.start, part.end)..part.end])
+/// The sum of squares of each row in a part of gradients that begin with those of word embeddings, most of which are zero and
+/// are not looked at. All else is cut into rows of the same width. So sums are the same bits wherever parts begin and end,
+/// if only at a row's end.
+pub fn squares_of_rows(gradients: &[f32], words: &TouchedRows, part: &Range<usize>) -> Vec<f64> {
+    let of_words = words.ranges_within(part).into_iter().flat_map(|range| gradients[range].chunks(words.width()));
+    let rest = &gradients[words.end().clamp(part.start, part.end)..part.end];
+    of_words.chain(rest.chunks(words.width())).map(squares_of_block).collect()
 }
 
 fn squares(values: &[f32]) -> f64 {
@@ -61,10 +63,9 @@ mod tests {
         let mut words = TouchedRows::none(3, 2);
         words.extend([1]);
         let gradients = [f32::NAN, f32::NAN, 1.0, 2.0, f32::NAN, f32::NAN, 2.0, 4.0];
-        assert_eq!(sum_of_squares(&gradients, &words, &(0..8)), 25.0);
-        assert_eq!(sum_of_squares(&gradients, &words, &(0..3)), 1.0);
-        assert_eq!(sum_of_squares(&gradients, &words, &(3..7)), 8.0);
-        assert_eq!(sum_of_squares(&gradients, &words, &(7..8)), 16.0);
+        assert_eq!(squares_of_rows(&gradients, &words, &(0..8)), [5.0, 20.0]);
+        assert_eq!(squares_of_rows(&gradients, &words, &(0..4)), [5.0]);
+        assert_eq!(squares_of_rows(&gradients, &words, &(4..7)), [4.0]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::ops::Range;
 use bam_cluster::comm::{CommError, Communicator};
 use bam_cluster::config::Reproducible;
 
-use super::norm::sum_of_squares;
+use super::norm::squares_of_rows;
 use super::rows::TouchedRows;
 use super::tree::Tree;
 use crate::comm::Host;
@@ -146,7 +146,7 @@ impl Reduction {
         }
         self.spare.append(&mut self.pending);
         let values = if world.size() > 1 { gradient.len() } else { 0 };
-        Ok(Reduced { values, norm: sum_of_squares(gradient, words, &(0..parameters)).sqrt() })
+        Ok(Reduced { values, norm: squares_of_rows(gradient, words, &(0..parameters)).iter().sum::<f64>().sqrt() })
     }
 
     /// The sum in the order of the host's ranks, then in whatever order MPI adds; of the word embeddings, the touched rows
@@ -178,8 +178,10 @@ impl Reduction {
             across.all_reduce_sum("gradients", &mut gradient[rest])?;
         }
         // Also tells all that the others have read their gradients, and that the tail is summed.
-        let squares = local.all_gather("norm", &sum_of_squares(gradient, words, share).to_ne_bytes())?;
-        let squares = squares.iter().filter_map(|sum| sum.first_chunk()).map(|sum| f64::from_ne_bytes(*sum));
+        // All add them up in one order, so that the norm is the same for every number of ranks on a host.
+        let squares = squares_of_rows(gradient, words, share);
+        let squares = local.all_gather("norm", bytemuck::cast_slice(&squares))?;
+        let squares = squares.iter().flat_map(|sums| sums.as_chunks().0).map(|sum| f64::from_ne_bytes(*sum));
         if local.rank() != last {
             gradient[tail.clone()].copy_from_slice(&host.gradients_of(last)[tail.clone()]);
         }
@@ -315,7 +317,7 @@ mod tests {
     #[test]
     fn words_that_some_rank_has_are_added_up_and_others_left_alone() {
         // Of 8 rows of 2 values, with 4 values besides, the last of which is the tail; from half of them on, all rows count.
-        const SHARES: [[Range<usize>; 2]; 2] = [[0..7, 7..19], [0..18, 18..19]];
+        const SHARES: [[Range<usize>; 2]; 2] = [[0..8, 8..19], [0..18, 18..19]];
         for hosts in [["a", "a"], ["a", "b"]] {
             for (touched, counted) in [([vec![1, 3], vec![3, 4]], 3 * 2 + 4), ([vec![0, 1, 2], vec![6, 7]], 8 * 2 + 4)]
             {

@@ -17,9 +17,6 @@ pub(super) const EPSILON: f32 = 1e-6;
 pub(super) const ONE_MINUS_BETA1: f32 = 0.1;
 pub(super) const ONE_MINUS_BETA2: f32 = 0.001;
 
-/// Values that lie in one line of the cache.
-const CACHE_LINE: usize = 16;
-
 /// A part of the flat buffers that shares its settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Span {
@@ -76,13 +73,14 @@ impl Optimizer {
         Optimizer { kind, spans, moments, direction: vec![] }
     }
 
-    /// The flat buffers cut into so many shares, of which each can be updated alone.
-    pub fn shares(&self, count: usize) -> Vec<Range<usize>> {
+    /// The flat buffers cut into so many shares, of which each can be updated alone; if possible, at the end of a row of
+    /// `width` values.
+    pub fn shares(&self, count: usize, width: usize) -> Vec<Range<usize>> {
         let end = self.spans.last().map_or(0, |span| span.range.end);
         let cut = |i: usize| {
             let place = end * i / count;
             match self.kind {
-                OptimizerKind::BertAdam | OptimizerKind::AdamW => place.next_multiple_of(CACHE_LINE).min(end),
+                OptimizerKind::BertAdam | OptimizerKind::AdamW => place.next_multiple_of(width).min(end),
                 // A tensor's step depends on the norm of all of it.
                 OptimizerKind::Lamb => {
                     let cuts = self.spans.iter().map(|span| span.range.end).chain([0]);
@@ -205,7 +203,7 @@ mod tests {
             for step in 0..5 {
                 // Four times as long as it should be, and scaled back.
                 let g: Vec<f32> = (0..10).map(|j| gradient(step, j) as f32 * 4.0).collect();
-                for share in optimizer.shares(3) {
+                for share in optimizer.shares(3, 2) {
                     optimizer.step(&share, &mut p, &g, 0.25, RATE, step as u64);
                 }
             }
@@ -231,7 +229,7 @@ mod tests {
             };
             lengths.iter().map(span).collect()
         };
-        let of = |kind, lengths: &[usize], count| Optimizer::new(kind, spans(lengths), zeros(0)).shares(count);
+        let of = |kind, lengths: &[usize], count| Optimizer::new(kind, spans(lengths), zeros(0)).shares(count, 16);
         assert_eq!(of(OptimizerKind::AdamW, &[60, 40], 3), [0..48, 48..80, 80..100]);
         assert_eq!(of(OptimizerKind::Lamb, &[60, 40], 2), [0..60, 60..100]);
         assert_eq!(of(OptimizerKind::Lamb, &[95, 5], 4), [0..0, 0..95, 95..95, 95..100]);

@@ -101,7 +101,7 @@ impl Trainer {
         let store = Store::new(directory, &FILES, recipe.checkpoint.keep, session.fence.clone());
         let optimizer = Optimizer::new(settings.optimizer, spans, host.moments());
         Trainer {
-            share: optimizer.shares(host.local().size()).swap_remove(host.local().rank()),
+            share: optimizer.shares(host.local().size(), model.config().hidden_size).swap_remove(host.local().rank()),
             optimizer,
             sampler: Sampler::new(stage.seed, &stage.sizes, &stage.mixture.drawing, settings.batch_size),
             receipt: Receipt::empty(),
