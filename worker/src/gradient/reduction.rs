@@ -162,7 +162,7 @@ impl Reduction {
         let (last, tail) = (local.size() - 1, host.parameters()..gradient.len());
         // The tail is the last rank's.
         let end = if local.rank() == last { tail.end } else { share.end };
-        let rest = words.end().max(share.start)..end;
+        let rest = words.end().clamp(share.start, end)..end;
         let rows = words.ranges_within(&(share.start..end));
         rows.iter().chain([&rest]).for_each(|part| host.add_others(gradient, part.clone()));
         if across.size() > 1 {
@@ -318,16 +318,17 @@ mod tests {
     fn words_that_some_rank_has_are_added_up_and_others_left_alone() {
         // Of 8 rows of 2 values, with 4 values besides, the last of which is the tail; from half of them on, all rows count.
         const SHARES: [[Range<usize>; 2]; 2] = [[0..8, 8..19], [0..18, 18..19]];
-        for hosts in [["a", "a"], ["a", "b"]] {
+        for hosts in [&["a", "a"][..], &["a", "b"], &["a", "a", "b", "b"]] {
+            let ranks = hosts.len();
             for (touched, counted) in [([vec![1, 3], vec![3, 4]], 3 * 2 + 4), ([vec![0, 1, 2], vec![6, 7]], 8 * 2 + 4)]
             {
                 for shares in &SHARES {
                     let one = |world: Threads| {
                         let rank = world.rank();
                         let host = Host::find_named(&world, hosts[rank], 19, 1).unwrap();
-                        let share = if host.local().size() == 1 { 0..19 } else { shares[rank].clone() };
+                        let share = if host.local().size() == 1 { 0..19 } else { shares[host.local().rank()].clone() };
                         let mut words = TouchedRows::none(8, 2);
-                        words.extend(touched[rank].clone());
+                        words.extend(touched[rank % 2].clone());
                         let mut reduction = Reduction::new(Reproducible::Processes, 8, &world);
                         let mut buffer = host.gradients();
                         let gradient = floats_mut(&mut buffer);
@@ -342,13 +343,13 @@ mod tests {
                         (found, reduced)
                     };
                     let all: Vec<_> = std::thread::scope(|scope| {
-                        let world = Threads::world(2, Duration::from_secs(60));
+                        let world = Threads::world(ranks, Duration::from_secs(60));
                         let threads: Vec<_> = world.into_iter().map(|world| scope.spawn(|| one(world))).collect();
                         threads.into_iter().map(|t| t.join().unwrap()).collect()
                     });
                     let of = |i: usize| {
-                        let has = |rank: usize| i >= 16 || touched[rank].contains(&(i / 2));
-                        (0..2).filter(|&rank| has(rank)).map(|rank| (i * (rank + 1)) as f32).sum::<f32>()
+                        let has = |rank: usize| i >= 16 || touched[rank % 2].contains(&(i / 2));
+                        (0..ranks).filter(|&rank| has(rank)).map(|rank| (i * (rank + 1)) as f32).sum::<f32>()
                     };
                     let norm = (0..19).map(|i| f64::from(of(i)).powi(2)).sum::<f64>().sqrt();
                     for (found, reduced) in all {
