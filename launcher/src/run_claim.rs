@@ -60,16 +60,9 @@ fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 /// One line for each value that differs and is part of the recipe's identity.
 fn differences(there: &Recipe, here: &Recipe) -> Result<String, serde_json::Error> {
     let mut lines = vec![];
+    let identifying = |recipe: &Recipe| serde_json::to_value(recipe.identifying());
     compare("", &identifying(there)?, &identifying(here)?, &mut lines);
     Ok(lines.join("\n"))
-}
-
-fn identifying(recipe: &Recipe) -> Result<Value, serde_json::Error> {
-    let mut tree = serde_json::to_value(recipe)?;
-    if let Value::Object(sections) = &mut tree {
-        sections.retain(|name, _| !["cluster", "checkpoint", "slurm", "trials", "predict"].contains(&name.as_str()));
-    }
-    Ok(tree)
 }
 
 fn compare(key: &str, there: &Value, here: &Value, lines: &mut Vec<String>) {
@@ -121,6 +114,9 @@ mod tests {
         assert!(message.contains("\n  seed: 1 there, 2 here\n"), "{message}");
         assert!(message.contains("  train.multi.epochs: 3 there, 6 here"), "{message}");
         assert!(!message.contains("sampling") && !message.contains("cluster"), "{message}");
+        let message =
+            check(&run, &recipe("train: { multi: { epochs: 3 } }\ncluster: { precision: bf16 }")).unwrap_err();
+        assert!(message.to_string().contains("\n  cluster.precision: auto there, bf16 here\n"), "{message}");
     }
 
     #[test]

@@ -5,7 +5,8 @@
 
 `train` fine-tunes BertForSequenceClassification: DistributedDataParallel over gloo, one thread a process, each
 process's share of a batch padded to its longest sequence (or to --pad-to tokens), fused AdamW, gradients clipped at 1,
-a linear schedule, dropout as config.json says. `logits` runs it over the data in their own order, without gradients,
+a linear schedule, dropout as config.json says. With --device cuda each process has a GPU, gradients go through NCCL, and
+products are computed in bfloat16 (autocast; --precision fp32: they are not), as people do it. `logits` runs it over the data in their own order, without gradients,
 padded to --pad-to tokens (128 unless said otherwise), --batch examples at a time in each process.
 
 Token ids are those that bam prepared in RUN (data/TASK-train.h5), so that tokenising does not count. Examples of all
@@ -44,6 +45,8 @@ def arguments():
     parser.add_argument("--pad-to", type=int, help="pad every batch to so many tokens")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warm-up", type=int, default=2, help="steps before those, which are not reported")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16", help="on GPUs")
     parser.add_argument("--exponent", type=float, default=0.75)
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
@@ -113,11 +116,23 @@ def timed(options, batches, step):
     start = time.perf_counter()
     for _ in range(options.warm_up + options.steps):
         batch, tokens = next(batches)
-        step(batch)
+        step({name: tensor.to(device(options), non_blocking=True) for name, tensor in batch.items()})
+        if options.device == "cuda":
+            torch.cuda.synchronize()
         now = time.perf_counter()
         rows.append((now - start, len(batch["labels"]), tokens))
         start = now
     return rows[options.warm_up :]
+
+
+def device(options):
+    """What this process computes on."""
+    return torch.device("cuda", torch.cuda.current_device()) if options.device == "cuda" else torch.device("cpu")
+
+
+def autocast(options):
+    """Products in bfloat16 on GPUs, if that is wanted."""
+    return torch.autocast("cuda", torch.bfloat16, enabled=options.device == "cuda" and options.precision == "bf16")
 
 
 def parameter_groups(model, decay=0.01):
@@ -127,7 +142,7 @@ def parameter_groups(model, decay=0.01):
     return [{"params": decayed, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
 
 
-def trainer(model):
+def trainer(model, options):
     """A function that makes one training step."""
     model.train()
     model = torch.nn.parallel.DistributedDataParallel(model)
@@ -135,7 +150,9 @@ def trainer(model):
     schedule = get_linear_schedule_with_warmup(optimizer, TOTAL_STEPS // 10, TOTAL_STEPS)
 
     def step(batch):
-        model(**batch).loss.backward()
+        with autocast(options):
+            loss = model(**batch).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -144,19 +161,21 @@ def trainer(model):
     return step
 
 
-def teacher(model):
+def teacher(model, options):
     """A function that computes one batch's logits."""
     model.eval()
 
     def step(batch):
-        with torch.no_grad():
+        with torch.no_grad(), autocast(options):
             model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
 
     return step
 
 
-def peak_memory_mib():
-    """The most memory that this process has had in use."""
+def peak_memory_mib(options):
+    """The most memory that this process has had in use: a GPU's, or the host's."""
+    if options.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024
 
@@ -182,15 +201,18 @@ def one_process(rank, options, meeting_point):
     """What each process does; the first one prints."""
     torch.set_num_threads(1)
     torch.manual_seed(options.seed + rank)
-    dist.init_process_group("gloo", f"file://{meeting_point}", rank=rank, world_size=options.processes)
-    model = BertForSequenceClassification.from_pretrained(options.encoder, num_labels=LABELS)
+    if options.device == "cuda":
+        torch.cuda.set_device(rank)
+    backend = "cpu:gloo,cuda:nccl" if options.device == "cuda" else "gloo"
+    dist.init_process_group(backend, f"file://{meeting_point}", rank=rank, world_size=options.processes)
+    model = BertForSequenceClassification.from_pretrained(options.encoder, num_labels=LABELS).to(device(options))
     tasks = read_tasks(options.run)
     if options.mode == "train":
-        rows = timed(options, drawn_batches(tasks, options, rank), trainer(model))
+        rows = timed(options, drawn_batches(tasks, options, rank), trainer(model, options))
     else:
-        rows = timed(options, batches_in_order(tasks, options, rank), teacher(model))
+        rows = timed(options, batches_in_order(tasks, options, rank), teacher(model, options))
     everybodys = [None] * options.processes
-    dist.all_gather_object(everybodys, (rows, peak_memory_mib()))
+    dist.all_gather_object(everybodys, (rows, peak_memory_mib(options)))
     if rank == 0:
         print(json.dumps(report(*zip(*everybodys))), flush=True)
     dist.destroy_process_group()

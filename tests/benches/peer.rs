@@ -9,24 +9,25 @@
 //! `BAM_BENCH_SHAPES` chooses among `minilm`, `base` and `large` (training steps of these shapes) and `logits` (teachers
 //! of MiniLM's shape over training data). `BAM_BENCH_GLUE` is a directory in GLUE's layout; without it,
 //! `../shared/data/glue` is taken if it is there, else the demo's text. `BAM_PEER_PYTHON` names a Python that has what
-//! `tests/bench/requirements.txt` names, if it is not to be `.venv-peer`. Both are absolute paths. Figures go to
-//! `target/bench/peer.json`, too. BERT-Large needs 20 GB of memory, and 1.4 GB below `target/bench`, while it runs.
+//! `tests/bench/requirements.txt` names, if it is not to be `.venv-peer`. Both are absolute paths. With `BAM_BENCH_GPUS=N` both
+//! sides train on N GPUs, in bfloat16 and with batches of 128 (`make bench-gpu`). Figures go to `target/bench/peer.json`, too. BERT-Large needs 20 GB of memory, and 1.4 GB below `target/bench`, while it runs.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot be set up has failed: there is nobody to tell")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use std::{env, fs};
 
 use bam_tests::{
-    Bam, Finished, FirstSteps, MINILM, Run, Shape, TRAININGS, Text, Training, Trial, bench_directory, median,
+    Bam, Finished, FirstSteps, MINILM, Machine, Run, Shape, Text, Training, Trial, bench_directory, median,
     peak_of_ranks_mib, repository, say_skipped, workshop, write_random,
 };
 use serde_json::{Value, json};
 
-const PROCESSES: &str = "2";
 const TURNS: usize = 3;
+const PHASES: [&str; 6] = ["data", "forward", "backward", "waiting", "reduction", "optimizer"];
 const LONGEST: Duration = Duration::from_secs(900);
 /// Rare enough to cost the ranks nothing.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -44,10 +45,13 @@ const PEER_BATCH: usize = 32;
 
 fn main() -> ExitCode {
     let Some(python) = python() else { return ExitCode::SUCCESS };
-    let chosen = chosen();
-    let text = Text::find();
-    println!("bam against Hugging Face + DDP, {PROCESSES} processes ({TURNS} turns, medians), on {}", text.name);
-    let trained = TRAININGS.iter().filter(|training| chosen.iter().any(|key| key == training.key));
+    let (chosen, machine, text) = (chosen(), Machine::find(), Text::find());
+    let (processes, device) = (machine.processes(), machine.device());
+    println!(
+        "bam against Hugging Face + DDP, {processes} process(es) on {device} ({TURNS} turns, medians), on {}",
+        text.name
+    );
+    let trained = machine.trainings().iter().filter(|training| chosen.iter().any(|key| key == training.key));
     let mut comparisons: Vec<Comparison> = trained.map(|training| train(training, &text, &python)).collect();
     if chosen.iter().any(|key| key == LOGITS) {
         comparisons.push(logits(&text, &python));
@@ -69,7 +73,7 @@ fn python() -> Option<PathBuf> {
 
 /// The keys of what is to be compared.
 fn chosen() -> Vec<String> {
-    let all: Vec<&str> = TRAININGS.iter().map(|training| training.key).chain([LOGITS]).collect();
+    let all: Vec<&str> = Machine::find().trainings().iter().map(|training| training.key).chain([LOGITS]).collect();
     let Ok(wish) = env::var("BAM_BENCH_SHAPES") else { return all.iter().map(|&key| key.to_owned()).collect() };
     let keys: Vec<String> = wish.split(',').map(|key| key.trim().to_owned()).collect();
     for key in &keys {
@@ -164,6 +168,11 @@ impl Comparison {
                 peak(turns)
             );
         }
+        if let Some(turn) = self.bam.last().filter(|turn| turn.more.is_object()) {
+            let share = |name: &str| 100.0 * turn.more["phases"][name].as_f64().unwrap() / turn.time();
+            let shares: Vec<String> = PHASES.iter().map(|name| format!("{name} {:.1} %", share(name))).collect();
+            println!("        MFU {:.1} %; {}", 100.0 * turn.more["utilisation"].as_f64().unwrap(), shares.join(", "));
+        }
         let [speed, lowest, highest] = self.speed();
         let verdict = |is_within| if is_within { "within" } else { "MISSES" };
         println!(
@@ -189,6 +198,10 @@ impl Comparison {
             "peer": turns(&self.peer),
         })
     }
+}
+
+fn processes() -> String {
+    Machine::find().processes().to_string()
 }
 
 fn peak(turns: &[Turn]) -> f64 {
@@ -221,14 +234,17 @@ fn train(training: &Training, text: &Text, python: &Path) -> Comparison {
 }
 
 fn bam_trains(trial: &Trial) -> Turn {
-    let FirstSteps { steps, peak_mib } = trial.first_steps(PROCESSES);
+    let FirstSteps { steps, peak_mib } = trial.first_steps(&processes());
     let values = |name: &str| steps.iter().map(|step| step[name].as_f64().unwrap()).collect::<Vec<f64>>();
+    let of_device = steps.iter().filter_map(|step| step["device_memory"].as_f64()).reduce(f64::max);
+    let phase = |name: &str| steps.iter().map(|step| step["phases"][name].as_f64().unwrap()).sum::<f64>();
+    let phases: BTreeMap<&str, f64> = PHASES.iter().map(|name| (*name, phase(name))).collect();
     Turn {
         seconds: values("seconds"),
         examples: values("examples").iter().sum(),
         tokens: values("tokens").iter().sum(),
-        peak_mib,
-        more: Value::Null,
+        peak_mib: of_device.map_or(peak_mib, |bytes| bytes / (1 << 20) as f64),
+        more: json!({ "utilisation": median(&values("utilisation")), "phases": phases }),
     }
 }
 
@@ -236,8 +252,9 @@ fn bam_trains(trial: &Trial) -> Turn {
 fn peer(python: &Path, mode: &str, encoder: &Path, run: &Run, (warm_up, steps): (usize, usize), more: &[&str]) -> Turn {
     let (warm_up, steps) = (warm_up.to_string(), steps.to_string());
     let [encoder, data] = [encoder, run.path()].map(|path| path.to_str().unwrap());
-    let fixed = ["tests/bench/peer.py", mode, "--encoder", encoder, "--run", data, "--processes", PROCESSES];
-    let length = ["--warm-up", &warm_up, "--steps", &steps];
+    let (processes, device) = (processes(), Machine::find().device());
+    let fixed = ["tests/bench/peer.py", mode, "--encoder", encoder, "--run", data, "--processes", &processes];
+    let length = ["--warm-up", &warm_up, "--steps", &steps, "--device", device];
     let arguments = fixed.into_iter().chain(length).chain(more.iter().copied());
     let peer = Bam::of_program(python, &repository(), arguments).env("OMP_NUM_THREADS", "1").within(LONGEST);
     reported(&peer.expect(0))
@@ -268,7 +285,7 @@ fn logits(text: &Text, python: &Path) -> Comparison {
     let [many, few] = [MANY, FEW].map(|examples| {
         let run = Run::new(place.path().join(format!("run-{examples}")));
         let changes = [&changes[..], &[format!("data.max_train_examples={examples}")]].concat();
-        text.bam(&run, PROCESSES, "prepare", &changes).expect(0);
+        text.bam(&run, &processes(), "prepare", &changes).expect(0);
         (run, changes)
     });
     let name = "Teacher logits, MiniLM-L6, the peer padded to 128".to_owned();
@@ -302,7 +319,7 @@ fn changes_for_teachers(text: &Text, place: &Path, encoder: &Path) -> Vec<String
 /// Makes the teachers' logits.
 fn bam_asks(text: &Text, run: &Run, changes: &[String]) -> Turn {
     let _ = fs::remove_dir_all(run.stage("logits", ""));
-    let running = text.bam(run, PROCESSES, "logits", changes).start();
+    let running = text.bam(run, &processes(), "logits", changes).start();
     let pid = running.pid();
     let mut peak = 0.0f64;
     running.watch(LOOK_EVERY, || peak = peak.max(peak_of_ranks_mib(pid))).expect(0);
@@ -335,7 +352,8 @@ fn difference(large: &Turn, small: &Turn) -> Turn {
 fn write_figures(text: &Text, comparisons: &[Comparison]) {
     let figures = json!({
         "text": text.name,
-        "processes": PROCESSES,
+        "processes": Machine::find().processes(),
+        "device": Machine::find().device(),
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "comparisons": comparisons.iter().map(Comparison::json).collect::<Vec<Value>>(),
     });

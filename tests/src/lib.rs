@@ -31,6 +31,6 @@ pub use snapshot::{Snapshot, sha256};
 pub use stream::Stream;
 pub use tasks::{ROWS, write_tasks};
 pub use trial::{
-    BASE, FirstSteps, LARGE, MINILM, TRAININGS, Text, Training, Trial, bench_directory, workshop, write_random,
+    BASE, FirstSteps, LARGE, MINILM, Machine, TRAININGS, Text, Training, Trial, bench_directory, workshop, write_random,
 };
 pub use workplace::Workplace;

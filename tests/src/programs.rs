@@ -27,8 +27,11 @@ fn beside_the_tests() -> PathBuf {
     own.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned()
 }
 
-/// The repository's root.
+/// The repository's root; `$BAM_REPOSITORY` where these tests were built elsewhere.
 pub fn repository() -> PathBuf {
+    if let Some(directory) = env::var_os("BAM_REPOSITORY") {
+        return directory.into();
+    }
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/")).to_owned()
 }
 

@@ -25,7 +25,7 @@ pub struct Recipe {
     pub distill: String,
     /// `checkpoint`.
     pub checkpoint: String,
-    /// `cluster`.
+    /// Rest of `cluster`.
     pub cluster: String,
     /// `slurm`.
     pub slurm: String,
@@ -78,7 +78,8 @@ impl Recipe {
         }
         line(format_args!("train:\n  single: {{ {} }}\n  multi: {{ {} }}", self.single, self.multi));
         line(format_args!("distill: {{ {} }}", self.distill));
-        line(format_args!("checkpoint: {{ {} }}\ncluster: {{ {} }}", self.checkpoint, self.cluster));
+        // The same tests on a machine with GPUs.
+        line(format_args!("checkpoint: {{ {} }}\ncluster: {{ device: cpu, {} }}", self.checkpoint, self.cluster));
         if !self.slurm.is_empty() {
             line(format_args!("slurm: {{ {} }}", self.slurm));
         }

@@ -52,6 +52,55 @@ pub const TRAININGS: [Training; 3] = [
     Training { key: "large", name: "BERT-Large", shape: LARGE, batch: 8, warm_up: 1, steps: 3, target: 2.4 },
 ];
 
+/// Those of the benches on GPUs: batches that a GPU is not idle with.
+const TRAININGS_ON_GPUS: [Training; 3] = [
+    Training { key: "minilm", name: "MiniLM-L6", shape: MINILM, batch: 128, warm_up: 10, steps: 60, target: 2.5 },
+    Training { key: "base", name: "BERT-Base", shape: BASE, batch: 128, warm_up: 10, steps: 40, target: 2.5 },
+    Training { key: "large", name: "BERT-Large", shape: LARGE, batch: 128, warm_up: 10, steps: 30, target: 2.5 },
+];
+
+/// What benches measure on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Machine {
+    /// So many processes on CPUs, in float32.
+    Cpus(usize),
+    /// So many GPUs, one a process, in bfloat16.
+    Gpus(usize),
+}
+
+impl Machine {
+    /// `BAM_BENCH_GPUS` GPUs if that is set, else two processes on CPUs.
+    pub fn find() -> Machine {
+        match env::var("BAM_BENCH_GPUS") {
+            Ok(gpus) => Machine::Gpus(gpus.parse().expect("BAM_BENCH_GPUS is a number of GPUs")),
+            Err(_) => Machine::Cpus(2),
+        }
+    }
+
+    /// Ranks.
+    pub fn processes(&self) -> usize {
+        match self {
+            Machine::Cpus(n) | Machine::Gpus(n) => *n,
+        }
+    }
+
+    /// What is trained on it.
+    pub fn trainings(&self) -> &'static [Training] {
+        match self {
+            Machine::Cpus(_) => &TRAININGS,
+            Machine::Gpus(_) => &TRAININGS_ON_GPUS,
+        }
+    }
+
+    /// What a recipe says of it, and the peer's command line.
+    pub fn device(&self) -> &'static str {
+        match self {
+            Machine::Cpus(_) => "cpu",
+            Machine::Gpus(_) => "cuda",
+        }
+    }
+}
+
 /// The text of a bench, as bam's recipes and arguments.
 pub struct Text {
     /// For people.
@@ -104,10 +153,11 @@ impl Text {
 
     /// `bam run` of `stages` by so many ranks, with these changes to the recipe.
     pub fn bam(&self, run: &Run, processes: &str, stages: &str, changes: &[String]) -> Bam {
-        let fixed =
-            ["run", self.recipe, "-n", processes, "--stages", stages, "--run-dir", run.path().to_str().unwrap()];
+        let device = format!("cluster.device={}", Machine::find().device());
+        let place = ["--run-dir", run.path().to_str().unwrap(), "-o", &device];
+        let fixed = ["run", self.recipe, "-n", processes, "--stages", stages].into_iter().chain(place);
         let changes = self.arguments.iter().chain(changes).flat_map(|change| ["-o", change.as_str()]);
-        Bam::new(&repository(), fixed.into_iter().chain(changes)).within(LONGEST)
+        Bam::new(&repository(), fixed.chain(changes)).within(LONGEST)
     }
 }
 
@@ -161,7 +211,7 @@ impl Trial<'_> {
             format!("train.multi.batch_size={}", training.batch),
             "checkpoint.every_steps=1000000".to_owned(),
         ];
-        text.bam(&run, "2", "prepare", &changes).expect(0);
+        text.bam(&run, &Machine::find().processes().to_string(), "prepare", &changes).expect(0);
         Trial { training, text, encoder, run, changes }
     }
 

@@ -3,6 +3,7 @@
 pub mod comm;
 pub mod control;
 pub mod data;
+pub mod device;
 pub mod eval;
 pub mod fault;
 pub mod gradient;
@@ -12,6 +13,7 @@ pub mod optim;
 pub mod probe;
 pub mod session;
 pub mod shard;
+pub mod shim;
 pub mod snapshot;
 pub mod stage;
 pub mod telemetry;

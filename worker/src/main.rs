@@ -16,7 +16,9 @@ use bam_cluster::teacher::LogitsError;
 use bam_worker::comm::MpiWorld;
 use bam_worker::control::Control;
 use bam_worker::data::{TokenFileError, TokenizeError};
+use bam_worker::device::{DeviceError, is_trying};
 use bam_worker::session::Session;
+use bam_worker::shim;
 use bam_worker::train::Diverged;
 use bam_worker::weights::WeightsError;
 use bam_worker::{probe, telemetry};
@@ -40,6 +42,8 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     telemetry::log_to_stderr();
+    // Before anything asks libtorch about CUDA.
+    let _ = shim::cuda();
     match (args.run, args.stage) {
         (Some(run), Some(stage)) => work(RunDir::new(run), &stage),
         _ => look_around(),
@@ -111,6 +115,9 @@ fn refuse(message: &str) -> ExitCode {
 /// A panic in one rank would leave the others waiting in MPI for ever: it ends them all, with its words.
 fn abort_on_panic(control: Control) {
     std::panic::set_hook(Box::new(move |panic| {
+        if is_trying() {
+            return;
+        }
         control.fail(exit_code::FAILURE, format!("internal error (please report it): {panic}"), false)
     }));
 }
@@ -134,7 +141,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
             || e.is::<WeightsError>()
             || matches!(e.downcast_ref(), Some(CheckpointError::Damaged { .. }))
     };
-    if any(&|e| e.is::<ConfigError>()) {
+    if any(&|e| e.is::<ConfigError>() || e.is::<DeviceError>()) {
         exit_code::USAGE
     } else if any(&is_data) {
         exit_code::BAD_DATA

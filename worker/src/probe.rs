@@ -9,6 +9,7 @@ use bam_cluster::protocol::Probe;
 
 use crate::comm::{Host, MpiWorld};
 use crate::control::host_name;
+use crate::device::Place;
 use crate::train::rates;
 
 /// Collectives whose time is taken together.
@@ -39,7 +40,7 @@ pub fn probe(world: &dyn Communicator) -> Result<Probe> {
         latency: latency(world)?,
         bandwidth: bandwidth(world)?,
         clocks: clocks(world)?,
-        rates: rates(world, WIDTHS)?,
+        rates: rates(world, WIDTHS, Place::CPU)?,
         hosts,
     })
 }

@@ -17,6 +17,7 @@ use bam_cluster::{digest, files};
 use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
+use crate::device::Place;
 use crate::fault::Faults;
 
 /// Everything that a stage needs to begin.
@@ -43,6 +44,8 @@ pub struct Session {
     pub fence: Fence,
     /// The failures that this rank rehearses.
     pub faults: Faults,
+    /// What this rank computes on.
+    pub place: Place,
     orders: Receiver<ToRank>,
 }
 
@@ -60,7 +63,8 @@ impl Session {
     /// Meets the launcher and the other ranks.
     ///
     /// # Errors
-    /// A file of the run is missing or wrong, or ranks differ in what they are about to do.
+    /// A file of the run is missing or wrong, there is not the device that the recipe asks for, or ranks differ in what they are
+    /// about to do.
     pub fn join(
         world: Box<dyn Communicator>,
         activity: Activity,
@@ -73,6 +77,8 @@ impl Session {
         activity.phase("joining");
         let recipe = load_resolved(&run.recipe())?;
         control.start_heartbeat(activity.clone(), Duration::from_secs(recipe.cluster.deadline));
+        let place = Place::choose(world.as_ref(), &recipe.cluster)?;
+        control.send(&FromRank::Device { device: place.name() })?;
         let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)?;
         let plan = derive_plan(&run, &recipe)?;
         let Some(work) = plan.stage(stage).cloned() else { bail!("the plan has no stage '{stage}'") };
@@ -91,6 +97,7 @@ impl Session {
             begin: Begin { plan: String::new(), inputs: Default::default(), faults: vec![] },
             fence,
             faults,
+            place,
             orders,
         };
         session.begin = match session.next_order()? {

@@ -11,7 +11,6 @@ use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, View};
 
 use crate::model::{Init, ParameterSpec, Parameters};
-use crate::optim::Optimizer;
 use crate::weights::{WeightStore, WeightsError};
 
 /// Reads the pretrained part of a model: an encoder under Hugging Face's names, with or without `bert.`, of today or of
@@ -23,7 +22,8 @@ use crate::weights::{WeightStore, WeightsError};
 pub fn read_encoder(weights: &Weights, parameters: &mut Parameters) -> Result<bool, WeightsError> {
     let store = WeightStore::open(weights)?;
     let has_pooler = store.has(&names("bert.pooler.dense.weight"));
-    read(&store, parameters, |init| match init {
+    let (specs, ranges) = (parameters.specs().to_vec(), parameters.ranges().to_vec());
+    read(&store, &specs, &ranges, parameters.values_mut(), |init| match init {
         Init::Pretrained => true,
         Init::PretrainedPooler => has_pooler,
         Init::TruncatedNormal | Init::Zero => false,
@@ -37,15 +37,32 @@ pub fn read_encoder(weights: &Weights, parameters: &mut Parameters) -> Result<bo
 /// # Errors
 /// The files are damaged, or lack a tensor of the right shape.
 pub fn read_model(weights: &Weights, parameters: &mut Parameters) -> Result<(), WeightsError> {
-    read(&WeightStore::open(weights)?, parameters, |_| true)
+    let (specs, ranges) = (parameters.specs().to_vec(), parameters.ranges().to_vec());
+    read_values(weights, &specs, &ranges, parameters.values_mut())
 }
 
-fn read(store: &WeightStore, parameters: &mut Parameters, wanted: impl Fn(Init) -> bool) -> Result<(), WeightsError> {
-    let specs = parameters.specs().to_vec();
-    let ranges = parameters.ranges().to_vec();
-    let values = parameters.values_mut();
+/// The same, into a flat buffer that holds parameters of these shapes in these places.
+///
+/// # Errors
+/// As [`read_model`].
+pub fn read_values(
+    weights: &Weights,
+    specs: &[ParameterSpec],
+    ranges: &[Range<usize>],
+    values: &mut [f32],
+) -> Result<(), WeightsError> {
+    read(&WeightStore::open(weights)?, specs, ranges, values, |_| true)
+}
+
+fn read(
+    store: &WeightStore,
+    specs: &[ParameterSpec],
+    ranges: &[Range<usize>],
+    values: &mut [f32],
+    wanted: impl Fn(Init) -> bool,
+) -> Result<(), WeightsError> {
     for (spec, range) in specs.iter().zip(ranges).filter(|(spec, _)| wanted(spec.init)) {
-        store.read(&names(&spec.name), &spec.shape, &mut values[range])?;
+        store.read(&names(&spec.name), &spec.shape, &mut values[range.clone()])?;
     }
     Ok(())
 }
@@ -101,10 +118,13 @@ pub fn write_moments(
 ///
 /// # Errors
 /// The file is damaged, or of another model.
-pub fn read_moments(path: &Path, parameters: &Parameters, optimizer: &mut Optimizer) -> Result<(), WeightsError> {
+pub fn read_moments(
+    path: &Path,
+    (specs, ranges): (&[ParameterSpec], &[Range<usize>]),
+    (first, second): (&mut [f32], &mut [f32]),
+) -> Result<(), WeightsError> {
     let store = WeightStore::open(&one_file(path))?;
-    let (first, second) = optimizer.moments_mut();
-    for (spec, range) in parameters.specs().iter().zip(parameters.ranges()) {
+    for (spec, range) in specs.iter().zip(ranges) {
         for (prefix, moments) in [(FIRST, &mut *first), (SECOND, &mut *second)] {
             store.read(&[format!("{prefix}{}", spec.name)], &spec.shape, &mut moments[range.clone()])?;
         }
@@ -233,7 +253,7 @@ mod tests {
         written.moments_mut().1.copy_from_slice(&[5.0, 6.0, 7.0, 8.0, 9.0]);
         write_moments(&path, p.specs(), p.ranges(), written.moments()).unwrap();
         let mut read = Optimizer::new(OptimizerKind::BertAdam, spans, zeros());
-        read_moments(&path, &p, &mut read).unwrap();
+        read_moments(&path, (p.specs(), p.ranges()), read.moments_mut()).unwrap();
         assert_eq!(read.moments(), written.moments());
     }
 }

@@ -61,6 +61,7 @@ fn train(world: &Threads, micro_batch: usize) -> Vec<(Tail, Vec<u32>)> {
     let types = [0u8; 32];
     let item = |step: u64, i: usize| Item {
         task: i % 2,
+        example: i,
         sequence: Sequence { tokens: &tokens[i], types: &types[..tokens[i].len()] },
         gold: [(i / 2 % 3) as f32, i as f32 / BATCH as f32][i % 2],
         teacher: None,

@@ -13,8 +13,9 @@ pub use error::ConfigError;
 pub use given_teacher::{GivenTeacher, GivenTeachers};
 pub use load::{Override, load, load_resolved, load_with_defaults};
 pub use schema::{
-    Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, Distill, Launcher, Mode, ModelSection,
-    PredictedSplit, Recipe, RegressionOutput, Reproducible, Sampling, SamplingMethod, Truncation,
+    Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, DeviceKind, Distill, Launcher, Mode,
+    ModelSection, Precision, PredictedSplit, Recipe, ReducePrecision, RegressionOutput, Reproducible, Sampling,
+    SamplingMethod, Truncation,
 };
 pub use slurm::{JOB_NAMES, JobSettings, Mail, SlurmSection, seconds as slurm_seconds};
 pub use task_entry::{OwnTask, TaskEntry, TaskType};

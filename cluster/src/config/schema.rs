@@ -55,7 +55,7 @@ pub struct Recipe {
     /// When and how many.
     #[serde(default)]
     pub checkpoint: CheckpointSection,
-    /// How the work is spread; nothing in here changes the mathematics.
+    /// How the work is spread, and what computes it.
     #[serde(default)]
     pub cluster: ClusterSection,
     /// What `bam submit` asks Slurm for.
@@ -333,7 +333,8 @@ impl Default for CheckpointSection {
     }
 }
 
-/// How the work is spread over processes.
+/// How the work is spread over processes. Nothing in here changes the mathematics; `precision` and `reduce_precision` change
+/// rounding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterSection {
@@ -353,6 +354,14 @@ pub struct ClusterSection {
     pub max_restarts: usize,
     /// Threads that libtorch uses in each rank.
     pub threads: usize,
+    /// What ranks compute on: with `auto` GPUs, one a rank, where there are any, and else CPUs.
+    pub device: DeviceKind,
+    /// In which numbers models are trained and run; `auto`: bf16 on GPUs that multiply it fast, else fp32.
+    pub precision: Precision,
+    /// In which numbers GPUs add up the gradients of all ranks; bf16 halves what is sent.
+    pub reduce_precision: ReducePrecision,
+    /// Whether more ranks than one may compute on the same GPU; gradients then go through the hosts' memory.
+    pub share_gpus: bool,
     /// Of so many steps after each start of a training, `stages/STAGE/trace.json` shows what every rank did when, for
     /// <https://ui.perfetto.dev> and `chrome://tracing`; 0: there is none.
     pub trace_steps: u64,
@@ -375,6 +384,46 @@ pub enum Launcher {
     Srun,
 }
 
+/// What ranks compute on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// GPUs where there are any, else CPUs.
+    #[default]
+    Auto,
+    /// The processor's cores.
+    Cpu,
+    /// NVIDIA's GPUs, one a rank.
+    Cuda,
+}
+
+/// In which numbers models are trained and run. Parameters, moments, gradients, LayerNorm's sums, softmax and losses are float32
+/// in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bf16 on GPUs that multiply it fast (compute capability 8.0 and later), else fp32.
+    #[default]
+    Auto,
+    /// float32 throughout.
+    Fp32,
+    /// float32, whose products GPUs compute with inputs rounded to 10 bits.
+    Tf32,
+    /// Products and what lies between them in bfloat16.
+    Bf16,
+}
+
+/// In which numbers gradients are added up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReducePrecision {
+    /// float32.
+    #[default]
+    Fp32,
+    /// bfloat16.
+    Bf16,
+}
+
 impl Default for ClusterSection {
     fn default() -> Self {
         ClusterSection {
@@ -385,6 +434,10 @@ impl Default for ClusterSection {
             deadline: 300,
             max_restarts: 3,
             threads: 1,
+            device: DeviceKind::Auto,
+            precision: Precision::Auto,
+            reduce_precision: ReducePrecision::Fp32,
+            share_gpus: false,
             trace_steps: 0,
             mpirun_args: vec![],
             srun_args: vec![],
@@ -411,17 +464,26 @@ impl Recipe {
         self.data.tasks.iter().filter_map(resolve).collect()
     }
 
-    /// Hash of all that decides what is learnt. Where it runs, how often it saves, how many trials are made of it
-    /// and what is predicted in the end is not part of it.
+    /// Hash of all that decides what is learnt, in which numbers.
     pub fn identity(&self) -> String {
-        digest::of_json(&Recipe {
+        digest::of_json(&self.identifying())
+    }
+
+    /// The recipe with defaults for all that is no part of its [identity](Self::identity): where it runs, how often it saves, how
+    /// many trials are made of it and what is predicted in the end.
+    pub fn identifying(&self) -> Recipe {
+        Recipe {
             trials: 1,
             predict: vec![],
             checkpoint: CheckpointSection::default(),
-            cluster: ClusterSection::default(),
+            cluster: ClusterSection {
+                precision: self.cluster.precision,
+                reduce_precision: self.cluster.reduce_precision,
+                ..ClusterSection::default()
+            },
             slurm: SlurmSection::default(),
             ..self.clone()
-        })
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::error::{ConfigError, nearest};
-use super::schema::{Annealing, Breadth, Launcher, Recipe, Reproducible};
+use super::schema::{Annealing, Breadth, DeviceKind, Launcher, Precision, Recipe, Reproducible};
 use super::slurm;
 use super::task_entry::{OwnTask, TaskEntry, TaskType};
 use super::train::{LayerwiseDecay, TrainSettings};
@@ -62,6 +62,8 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
     let names_hosts = recipe.cluster.launcher == Launcher::Srun && !recipe.cluster.hosts.is_empty();
     let problem = "is for mpirun; srun (cluster.launcher) starts ranks on the nodes of its job";
     require(!names_hosts, "cluster.hosts", problem)?;
+    let rounds_on_cpu = recipe.cluster.device == DeviceKind::Cpu && recipe.cluster.precision == Precision::Tf32;
+    require(!rounds_on_cpu, "cluster.precision", "tf32 is for GPUs; on CPUs there are fp32 and bf16")?;
     slurm::check(&recipe.slurm)?;
     require(recipe.cluster.threads > 0, "cluster.threads", "must be at least 1")?;
     require(recipe.cluster.deadline > 0, "cluster.deadline", "must be at least 1 second")

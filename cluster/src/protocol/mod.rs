@@ -39,6 +39,11 @@ pub enum FromRank {
     Hello(Hello),
     /// What the rank is doing; every rank, every second.
     Heartbeat(Heartbeat),
+    /// What the rank computes on; every rank, once.
+    Device {
+        /// `cpu`, `cuda:0`, …
+        device: String,
+    },
     /// Rank 0: everything is loaded, the next order may start at this step.
     Ready {
         /// Optimizer steps that a checkpoint has already.
@@ -84,7 +89,7 @@ pub struct Hello {
     pub host: String,
     /// Process id on that host.
     pub pid: u32,
-    /// What it computes on.
+    /// What it computes on, as far as it knows; [`FromRank::Device`] says it for certain.
     pub device: String,
 }
 
@@ -158,6 +163,9 @@ pub struct StepReport {
     /// they only multiplied (model FLOPs utilisation).
     #[serde(default)]
     pub utilisation: f64,
+    /// The most memory of rank 0's GPU that was in use at one time so far, in bytes; none on CPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_memory: Option<u64>,
 }
 
 /// The parts of a step, in seconds. What is missing to the whole lies between two steps: metrics, looking after a checkpoint.

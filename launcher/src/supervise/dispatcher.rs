@@ -277,6 +277,11 @@ impl Dispatcher<'_> {
         known.last_heard = now;
         match message {
             FromRank::Heartbeat(beat) => known.heartbeat = Some(beat),
+            FromRank::Device { device } => {
+                if let Some(identity) = &mut known.identity {
+                    identity.device = device;
+                }
+            }
             FromRank::Failed(failure) => {
                 self.log.rank(rank, &failure.message);
                 known.failure.get_or_insert((failure, now));

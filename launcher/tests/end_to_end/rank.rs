@@ -220,5 +220,6 @@ fn report(step: u64) -> StepReport {
         phases: Default::default(),
         bytes_reduced: 0,
         utilisation: 0.5,
+        device_memory: None,
     }
 }

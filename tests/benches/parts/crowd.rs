@@ -213,6 +213,7 @@ fn report(step: u64) -> StepReport {
         phases: Phases::default(),
         bytes_reduced: 0,
         utilisation: 0.5,
+        device_memory: None,
     }
 }
 

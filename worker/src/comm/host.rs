@@ -37,7 +37,7 @@ impl Host {
     /// # Errors
     /// A collective did not come about.
     pub fn find(world: &dyn Communicator, parameters: usize, tail: usize) -> Result<Host, CommError> {
-        Host::find_named(world, &name(), parameters, tail)
+        Host::find_named(world, &identity(), parameters, tail)
     }
 
     /// As [`find`](Self::find), of ranks that say on which host they are.
@@ -179,8 +179,8 @@ fn zeros(n: usize) -> Tensor {
     Tensor::zeros([n as i64], (Kind::Float, Device::Cpu))
 }
 
-/// Ranks that name the same host see the same kernel.
-fn name() -> String {
+/// What tells this host from all others: ranks that name the same host see the same kernel.
+pub fn identity() -> String {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
     match (host, boot) {

@@ -3,39 +3,84 @@
 
 use anyhow::{Result, ensure};
 use bam_cluster::config::RegressionOutput;
+use bam_cluster::encoder::EncoderConfig;
 use bam_cluster::plan::{sequence_cost, slice_by_cost};
 use bam_cluster::task::Kind;
 use tch::Tensor;
 
 use crate::data::TokenSet;
-use crate::model::{Batch, Bert, Sequence};
+use crate::model::{Batch, Bert, Head, Sequence};
 use crate::objective::prediction;
 use crate::session::Session;
 
-/// At most so many tokens are computed at once.
+/// A model that answers questions, wherever it is.
+pub trait Scorer {
+    /// Its shape.
+    fn config(&self) -> &EncoderConfig;
+
+    /// Its heads.
+    fn heads(&self) -> &[Head];
+
+    /// How many tokens had best be computed at once.
+    fn tokens_at_once(&self) -> usize;
+
+    /// Outputs of head `head`, without dropout: [sequences, outputs], in the order of the sequences.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn outputs(&self, head: usize, sequences: &[Sequence]) -> Result<Vec<f32>>;
+}
+
+/// Tokens that a CPU computes at once: what lies between products stays in its cache.
 const TOKENS_AT_ONCE: usize = 512;
+
+impl Scorer for Bert {
+    fn config(&self) -> &EncoderConfig {
+        self.config()
+    }
+
+    fn heads(&self) -> &[Head] {
+        self.heads()
+    }
+
+    fn tokens_at_once(&self) -> usize {
+        TOKENS_AT_ONCE
+    }
+
+    fn outputs(&self, head: usize, sequences: &[Sequence]) -> Result<Vec<f32>> {
+        let batch = Batch::new(sequences);
+        let sorted: Vec<f32> = tch::no_grad(|| Vec::try_from(self.head(head, &self.pooled(&batch)).flatten(0, -1)))?;
+        let width = self.heads()[head].outputs;
+        let mut all = vec![0f32; sorted.len()];
+        for (&position, row) in batch.order().iter().zip(sorted.chunks(width)) {
+            all[position * width..][..width].copy_from_slice(row);
+        }
+        Ok(all)
+    }
+}
 
 /// Examples that are computed at once, by their places in a set.
 pub type EvalBatch = Vec<usize>;
 
-/// The batches that each of `ranks` ranks computes with a model of width `hidden`, by rank; a rank may have none. What is
-/// in a batch depends on the set alone, so that outputs have the same bits for every number of ranks.
-pub fn deal(set: &TokenSet, hidden: usize, ranks: usize) -> Vec<Vec<EvalBatch>> {
+/// The batches that each of `ranks` ranks computes with a model, by rank; a rank may have none. What is in a batch depends on
+/// the set and the kind of device alone, so that outputs have the same bits for every number of ranks.
+pub fn deal(set: &TokenSet, model: &dyn Scorer, ranks: usize) -> Vec<Vec<EvalBatch>> {
     let lengths: Vec<usize> = (0..set.len()).map(|i| set.length(i)).collect();
-    let batches = batches(&lengths);
+    let batches = batches(&lengths, model.tokens_at_once());
+    let hidden = model.config().hidden_size;
     let cost = |batch: &EvalBatch| batch.iter().map(|&i| sequence_cost(lengths[i], hidden)).sum();
     let slices = slice_by_cost(&batches.iter().map(cost).collect::<Vec<u64>>(), ranks);
     slices.into_iter().map(|slice| slice.into_iter().map(|b| batches[b].clone()).collect()).collect()
 }
 
 /// Cuts examples of these lengths, the shortest first, into batches.
-fn batches(lengths: &[usize]) -> Vec<EvalBatch> {
+fn batches(lengths: &[usize], tokens_at_once: usize) -> Vec<EvalBatch> {
     let mut by_length: Vec<usize> = (0..lengths.len()).collect();
     by_length.sort_by_key(|&i| (lengths[i], i));
-    let (mut batches, mut tokens) = (vec![], TOKENS_AT_ONCE);
+    let (mut batches, mut tokens) = (vec![], tokens_at_once);
     for i in by_length {
         tokens += lengths[i];
-        if tokens > TOKENS_AT_ONCE {
+        if tokens > tokens_at_once {
             batches.push(vec![]);
             tokens = lengths[i];
         }
@@ -49,24 +94,17 @@ fn batches(lengths: &[usize]) -> Vec<EvalBatch> {
 /// Outputs of head `head` for the examples of `batches`, as the head gives them: [examples, outputs], batch after batch.
 /// `done` hears how many examples each batch had.
 pub fn outputs(
-    model: &Bert,
+    model: &dyn Scorer,
     head: usize,
     set: &TokenSet,
     batches: &[EvalBatch],
     mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<f32>> {
-    let width = model.heads()[head].outputs;
     let mut all = vec![];
     for examples in batches {
         let sequence = |&i: &usize| Sequence { tokens: set.tokens(i), types: set.token_types(i) };
         let sequences: Vec<Sequence> = examples.iter().map(sequence).collect();
-        let batch = Batch::new(&sequences);
-        let values: Vec<f32> = tch::no_grad(|| Vec::try_from(model.head(head, &model.pooled(&batch)).flatten(0, -1)))?;
-        let start = all.len();
-        all.resize(start + values.len(), 0f32);
-        for (&position, row) in batch.order().iter().zip(values.chunks(width)) {
-            all[start + position * width..][..width].copy_from_slice(row);
-        }
+        all.append(&mut model.outputs(head, &sequences)?);
         done(examples.len())?;
     }
     Ok(all)
@@ -77,10 +115,10 @@ pub fn outputs(
 ///
 /// # Errors
 /// The model answers with something that is no number, or a collective did not come about.
-pub fn predict(session: &Session, model: &Bert, head: usize, kind: &Kind, set: &TokenSet) -> Result<Vec<f32>> {
+pub fn predict(session: &Session, model: &dyn Scorer, head: usize, kind: &Kind, set: &TokenSet) -> Result<Vec<f32>> {
     let (world, activity) = (session.world.as_ref(), &session.activity);
     let output = session.recipe.model.regression_output;
-    let shares = deal(set, model.config().hidden_size, world.size());
+    let shares = deal(set, model, world.size());
     let raw = outputs(model, head, set, &shares[world.rank()], |_| {
         activity.progress();
         Ok(())
@@ -123,7 +161,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_example_is_in_one_batch_and_batches_are_full(lengths in proptest::collection::vec(1usize..600, 0..80)) {
-            let batches = batches(&lengths);
+            let batches = batches(&lengths, TOKENS_AT_ONCE);
             let mut all = batches.concat();
             prop_assert!(all.is_sorted_by_key(|&i| lengths[i]));
             all.sort_unstable();
@@ -138,7 +176,10 @@ mod tests {
 
     #[test]
     fn an_example_that_is_too_long_is_a_batch_of_its_own() {
-        assert_eq!(batches(&[3, TOKENS_AT_ONCE + 1, 2, TOKENS_AT_ONCE + 1]), [vec![2, 0], vec![1], vec![3]]);
+        assert_eq!(
+            batches(&[3, TOKENS_AT_ONCE + 1, 2, TOKENS_AT_ONCE + 1], TOKENS_AT_ONCE),
+            [vec![2, 0], vec![1], vec![3]]
+        );
     }
 
     #[test]

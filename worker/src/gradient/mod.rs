@@ -8,6 +8,7 @@ mod tail;
 mod tree;
 
 pub use norm::{clip_scale, global_norm};
-pub use reduction::{Reduced, Reduction};
+pub use reduction::{Reduced, Reduction, TreeSum};
 pub use rows::TouchedRows;
-pub use tail::{Tail, tail_length};
+pub use tail::{LOSS_SLOT, TASK_LOSSES_SLOT, Tail, tail_length};
+pub use tree::Tree;

@@ -40,8 +40,8 @@ pub struct Reduced {
     pub norm: f64,
 }
 
-/// What ranks exchange to add up all of the tree.
-struct TreeSum {
+/// What ranks exchange to add up all of the [tree](Tree).
+pub struct TreeSum {
     /// Where the nodes of each rank are in the order of all.
     places: Vec<Range<usize>>,
     additions: Vec<(usize, usize)>,
@@ -192,7 +192,8 @@ impl Reduction {
 }
 
 impl TreeSum {
-    fn new(tree: Tree, ranks: usize) -> Self {
+    /// For so many ranks.
+    pub fn new(tree: Tree, ranks: usize) -> Self {
         let (mut nodes, mut places) = (vec![], vec![]);
         for rank in 0..ranks {
             let first = nodes.len();
@@ -204,7 +205,10 @@ impl TreeSum {
 
     /// Each rank adds up one segment of the chunk, for all. `nodes` and then `chunk` are this rank's nodes; `chunk`
     /// becomes the sum.
-    fn finish(&mut self, world: &dyn Communicator, nodes: &[&[f32]], chunk: &mut [f32]) -> Result<(), CommError> {
+    ///
+    /// # Errors
+    /// A collective did not come about.
+    pub fn finish(&mut self, world: &dyn Communicator, nodes: &[&[f32]], chunk: &mut [f32]) -> Result<(), CommError> {
         let (rank, ranks) = (world.rank(), world.size());
         if ranks == 1 {
             return Ok(());

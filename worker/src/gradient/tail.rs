@@ -21,6 +21,11 @@ pub fn tail_length(tasks: usize) -> usize {
     3 + 2 * tasks
 }
 
+/// Where in a tail the loss is.
+pub const LOSS_SLOT: usize = 0;
+/// Where in a tail the tasks' losses begin.
+pub const TASK_LOSSES_SLOT: usize = 3;
+
 impl Tail {
     /// An empty one for so many tasks.
     pub fn new(tasks: usize) -> Self {

@@ -47,6 +47,11 @@ impl StepSeed {
 }
 
 impl DropoutKey {
+    /// A seed for a generator of libtorch's, where masks come from there.
+    pub fn seed(self) -> i64 {
+        self.0.cast_signed()
+    }
+
     pub(super) fn row(self, site: Site, row: usize) -> RowKey {
         let site = match site {
             Site::Embeddings => 0,

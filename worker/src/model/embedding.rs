@@ -12,7 +12,7 @@ use super::parameters::{Parameters, View};
 use crate::tensor_memory::{floats, floats_mut};
 
 /// Parameter tensors before the first layer, in the order of `shape::specs`.
-pub(super) const EMBEDDING_TENSORS: usize = 5;
+pub(crate) const EMBEDDING_TENSORS: usize = 5;
 
 /// Tables [entries, hidden] of words, positions and segments, and the norm.
 pub(super) struct Embedding {

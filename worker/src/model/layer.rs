@@ -13,7 +13,7 @@ use super::parameters::Parameters;
 use crate::tensor_memory::{floats, floats_mut};
 
 /// Parameter tensors of a layer, in the order of `shape::specs`.
-pub(super) const LAYER_TENSORS: usize = 16;
+pub(crate) const LAYER_TENSORS: usize = 16;
 
 /// One layer's parameters and gradients.
 pub(super) struct Layer {

@@ -16,5 +16,8 @@ mod shape;
 pub use batch::{Batch, Sequence};
 pub use bert::{Bert, Pass};
 pub use dropout::{DropoutKey, StepSeed};
+pub(crate) use embedding::EMBEDDING_TENSORS;
+pub(crate) use layer::LAYER_TENSORS;
 pub use parameters::Parameters;
+pub(crate) use parameters::attach_gradient;
 pub use shape::{Head, Init, ParameterSpec, parameter_count, specs};

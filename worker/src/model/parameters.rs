@@ -167,7 +167,7 @@ impl Parameters {
 }
 
 /// Makes `view` the memory of the leaf's gradient: backward passes then add to the flat buffer themselves.
-fn attach_gradient(leaf: &Tensor, view: &Tensor) {
+pub(crate) fn attach_gradient(leaf: &Tensor, view: &Tensor) {
     // libtorch makes a gradient only in a backward pass: this one gives zeros of the leaf's shape, and further ones
     // add to it in place. Its memory is then exchanged.
     (leaf * 0.0).sum(Kind::Float).backward();

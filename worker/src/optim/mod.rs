@@ -5,4 +5,4 @@ mod adam;
 mod lamb;
 mod optimizer;
 
-pub use optimizer::{Optimizer, Span, spans};
+pub use optimizer::{Optimizer, Span, is_corrected, spans};

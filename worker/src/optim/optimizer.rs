@@ -44,6 +44,14 @@ pub fn spans(
     specs.iter().zip(ranges).map(span).collect()
 }
 
+/// Whether the bias of the moments, which begin at zero, is corrected.
+pub fn is_corrected(kind: OptimizerKind) -> bool {
+    match kind {
+        OptimizerKind::BertAdam => false,
+        OptimizerKind::AdamW | OptimizerKind::Lamb => true,
+    }
+}
+
 /// The optimizer and its moments.
 pub struct Optimizer {
     kind: OptimizerKind,
@@ -114,10 +122,7 @@ impl Optimizer {
         step: u64,
     ) {
         let t = i32::try_from(step + 1).unwrap_or(i32::MAX);
-        let corrected = match self.kind {
-            OptimizerKind::BertAdam => false,
-            OptimizerKind::AdamW | OptimizerKind::Lamb => true,
-        };
+        let corrected = is_corrected(self.kind);
         let correction = |beta: f64| if corrected { 1.0 - beta.powi(t) } else { 1.0 };
         let factors = |span: &Span| Factors {
             gradient: gradient_scale as f32,

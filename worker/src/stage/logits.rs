@@ -120,12 +120,12 @@ fn one_teacher(session: &Session, teacher: &Teacher, set: &TokenSet, progress: &
         ),
     }
     let provenance = provenance(session, task, set, &sum)?;
-    let model = load(&found, task)?;
+    let model = load(session, &found, task)?;
     let size = session.world.size();
-    let mine = deal(set, model.config().hidden_size, size).swap_remove(session.world.rank());
+    let mine = deal(set, model.as_ref(), size).swap_remove(session.world.rank());
     // As if all ranks were as far as this one, until the teacher's end is certain.
     let (mut done, end) = (progress.done, progress.done + set.len() as u64);
-    let raw = outputs(&model, 0, set, &mine, |n| {
+    let raw = outputs(model.as_ref(), 0, set, &mine, |n| {
         done = end.min(done + (n * size) as u64);
         session.activity.progress();
         session.tell(&FromRank::Progress { done, total: progress.total })

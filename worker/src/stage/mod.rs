@@ -1,6 +1,7 @@
 //! The stages: what a rank does between meeting the others and leaving them.
 
 mod logits;
+mod micro_batch;
 mod predict;
 mod prepare;
 mod publish;

@@ -10,15 +10,23 @@ use bam_cluster::teacher::TaskModel;
 use bam_cluster::{digest, files};
 use serde_json::{Value, json};
 
+use crate::device::DeviceBert;
+use crate::eval::Scorer;
 use crate::model::{Bert, Head};
 use crate::session::Session;
 use crate::snapshot::{read_model, write_values};
+use crate::train::Learner;
 
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
 
-/// Writes `model` to `directory` and returns the SHA-256 of its weights.
-pub(super) fn publish(session: &Session, model: &mut Bert, tasks: &[&Task], directory: &Path) -> Result<String> {
+/// Writes the model to `directory` and returns the SHA-256 of its weights.
+pub(super) fn publish(
+    session: &Session,
+    learner: &mut dyn Learner,
+    tasks: &[&Task],
+    directory: &Path,
+) -> Result<String> {
     let (encoder, fence) = (&session.encoder, &session.fence);
     let context = || format!("publishing the model to {}", directory.display());
     let aside = directory.with_extension(format!("draft-{}", fence.incarnation()));
@@ -26,11 +34,10 @@ pub(super) fn publish(session: &Session, model: &mut Bert, tasks: &[&Task], dire
         fs::remove_dir_all(&aside).with_context(context)?;
     }
     fs::create_dir_all(&aside).with_context(context)?;
-    let parameters = model.parameters_mut();
-    let (specs, ranges) = (parameters.specs().to_vec(), parameters.ranges().to_vec());
-    let is_single = tasks.len() == 1;
-    write_values(&aside.join(WEIGHTS), &specs, &ranges, parameters.values_mut(), is_single).with_context(context)?;
-    let config = config(session, model, tasks)?;
+    let (specs, ranges) = learner.shape();
+    let (specs, ranges, is_single) = (specs.to_vec(), ranges.to_vec(), tasks.len() == 1);
+    write_values(&aside.join(WEIGHTS), &specs, &ranges, &learner.values(), is_single).with_context(context)?;
+    let config = config(session, learner.scorer(), tasks)?;
     files::write_json(&aside.join(CONFIG), &config).with_context(context)?;
     for name in TOKENIZER_FILES {
         let from = encoder.directory.join(name);
@@ -75,19 +82,22 @@ pub(super) fn check_sum(session: &Session, stage: &str, sum: &str) -> Result<()>
     Ok(())
 }
 
-/// Reads a model with the one head of `task`.
+/// Reads a model with the one head of `task` and brings it to where this rank computes.
 ///
 /// # Errors
 /// A file is damaged.
-pub(super) fn load(found: &TaskModel, task: &Task) -> Result<Bert> {
+pub(super) fn load(session: &Session, found: &TaskModel, task: &Task) -> Result<Box<dyn Scorer>> {
     let head = Head { task: task.name.clone(), outputs: task.kind.outputs() };
     let mut model = Bert::new(found.encoder.config.clone(), vec![head]);
     read_model(&found.encoder.weights, model.parameters_mut())?;
-    Ok(model)
+    Ok(match session.place.needs_device_engine() {
+        true => Box::new(DeviceBert::new(&mut model, session.place)),
+        false => Box::new(model),
+    })
 }
 
 /// The encoder's own config.json with what this model adds.
-fn config(session: &Session, model: &Bert, tasks: &[&Task]) -> Result<Value> {
+fn config(session: &Session, model: &dyn Scorer, tasks: &[&Task]) -> Result<Value> {
     let original = session.encoder.directory.join(CONFIG);
     let text = fs::read(&original).with_context(|| original.display().to_string())?;
     let mut config: Value = serde_json::from_slice(&text)?;

@@ -11,25 +11,29 @@ use bam_cluster::task::{Kind, Task};
 use tch::Tensor;
 
 use super::logits::read_teacher_logits;
+use super::micro_batch;
 use super::publish::{check_model, publish};
-use crate::comm::Host;
+use crate::comm::{Host, Staged};
 use crate::data::{TokenFile, TokenSet};
+use crate::device::{DeviceLearner, Together};
 use crate::eval::predict;
 use crate::gradient::tail_length;
-use crate::model::{Bert, Head, parameter_count};
+use crate::model::{Bert, Head, Parameters, parameter_count};
 use crate::objective::teacher_predictions;
+use crate::optim::{Span, spans};
 use crate::session::Session;
 use crate::snapshot::{one_file, read_encoder, read_model};
 use crate::telemetry::Metrics;
-use crate::train::{LoopEnd, TrainTask, Trainer, peak, train};
+use crate::train::{HostLearner, Learner, LoopEnd, TrainTask, Trainer, objective, peak, train};
 
 pub(super) fn run(session: &Session, stage: &TrainStage) -> Result<Outcome> {
     session.activity.phase("loading");
     let tasks: Vec<&Task> = stage.tasks.iter().map(|t| session.task(t)).collect::<Result<_>>()?;
     let data = load_data(session, stage, &tasks)?;
-    let (host, model) = initial_model(session, stage, &tasks)?;
-    let peak = peak(session.world.as_ref(), model.config())?;
-    let mut trainer = Trainer::new(session, stage.clone(), data, model, host, peak);
+    let config = shape(session);
+    let learner = learner(session, stage, &tasks, &data, config.clone())?;
+    let peak = peak(session.world.as_ref(), &config, session.place)?;
+    let mut trainer = Trainer::new(session, stage.clone(), data, config, learner, peak);
     trainer.resume(session)?;
     let mut metrics = if session.is_first() {
         let path = session.run.metrics(&session.stage.name);
@@ -41,7 +45,7 @@ pub(super) fn run(session: &Session, stage: &TrainStage) -> Result<Outcome> {
     if let LoopEnd::Stopped(step) = train(session, &mut trainer, &mut metrics)? {
         return Ok(Outcome::Stopped { step });
     }
-    finish(session, &tasks, trainer.model())
+    finish(session, &tasks, &mut trainer)
 }
 
 /// Tokens, labels and teachers' outputs of all tasks.
@@ -77,20 +81,69 @@ pub(super) fn read_tokens(session: &Session, task: &str, split: &str) -> Result<
     Ok(TokenFile::read(&session.run.data(task, split), Some(expected))?)
 }
 
-/// The pretrained encoder with fresh heads, or an earlier stage's model with its own, in the memory of each host.
-fn initial_model(session: &Session, stage: &TrainStage, tasks: &[&Task]) -> Result<(Host, Bert)> {
-    let heads: Vec<Head> = tasks.iter().map(|t| Head { task: t.name.clone(), outputs: t.kind.outputs() }).collect();
-    let mut config = session.encoder.config.clone();
-    if let Some(p) = session.recipe.model.dropout {
-        config = EncoderConfig { hidden_dropout_prob: p, attention_probs_dropout_prob: p, ..config };
+/// The encoder's shape, with the recipe's dropout.
+fn shape(session: &Session) -> EncoderConfig {
+    let config = session.encoder.config.clone();
+    match session.recipe.model.dropout {
+        Some(p) => EncoderConfig { hidden_dropout_prob: p, attention_probs_dropout_prob: p, ..config },
+        None => config,
     }
-    let host = Host::find(session.world.as_ref(), parameter_count(&config, &heads), tail_length(tasks.len()))?;
+}
+
+/// A training of the pretrained encoder with fresh heads, or of an earlier stage's model with its own: in the memory of each
+/// host, or of each rank's device.
+fn learner(
+    session: &Session,
+    stage: &TrainStage,
+    tasks: &[&Task],
+    data: &[TrainTask],
+    config: EncoderConfig,
+) -> Result<Box<dyn Learner>> {
+    let heads: Vec<Head> = tasks.iter().map(|t| Head { task: t.name.clone(), outputs: t.kind.outputs() }).collect();
+    let (world, recipe, layers) = (session.world.as_ref(), &session.recipe, config.num_hidden_layers);
+    let settings = &stage.settings;
+    let spans = |p: &Parameters| spans(p.specs(), p.ranges(), layers, stage.layerwise_decay, settings.weight_decay);
+    if session.place.needs_device_engine() {
+        let mut model = Bert::new(config, heads);
+        fill(session, stage, &mut model)?;
+        let spans = spans(model.parameters());
+        return on_device(session, stage, data, &mut model, &spans);
+    }
+    let host = Host::find(world, parameter_count(&config, &heads), tail_length(tasks.len()))?;
     let mut model = Bert::on_host(config, heads, &host);
     if host.leads() {
         fill(session, stage, &mut model)?;
     }
     host.local().barrier("first values")?;
-    Ok((host, model))
+    let spans = spans(model.parameters());
+    let (reproducible, shards) = (recipe.reproducible, recipe.virtual_shards);
+    Ok(Box::new(HostLearner::new(world, model, host, settings.optimizer, spans, reproducible, shards)))
+}
+
+/// The same on this rank's device.
+fn on_device(
+    session: &Session,
+    stage: &TrainStage,
+    data: &[TrainTask],
+    model: &mut Bert,
+    spans: &[Span],
+) -> Result<Box<dyn Learner>> {
+    let (world, recipe, place) = (session.world.as_ref(), &session.recipe, session.place);
+    let together = Together {
+        world,
+        reproducible: recipe.reproducible,
+        virtual_shards: recipe.virtual_shards,
+        reducer: Box::new(Staged::new(world.split("all ranks", 0)?)),
+        reduce_precision: recipe.cluster.reduce_precision,
+    };
+    let mut learner = DeviceLearner::new(model, place, stage.settings.optimizer, spans, together)?;
+    let (device, numbers, by) = (place.name(), place.numbers.name(), learner.reduces_by());
+    session.tell(&FromRank::Note { message: format!("on {device} in {numbers}; gradients are added up by {by}") })?;
+    if place.is_cuda() {
+        let tokens = micro_batch::find(session, stage, &objective(session, stage, data), &mut learner)?;
+        learner.compute_at_once(tokens);
+    }
+    Ok(Box::new(learner))
 }
 
 /// Gives a model its first values.
@@ -113,13 +166,13 @@ fn fill(session: &Session, stage: &TrainStage, model: &mut Bert) -> Result<()> {
 }
 
 /// Publishes the model and writes its scores and predictions.
-fn finish(session: &Session, tasks: &[&Task], model: &mut Bert) -> Result<Outcome> {
+fn finish(session: &Session, tasks: &[&Task], trainer: &mut Trainer) -> Result<Outcome> {
     let stage = &session.stage.name;
     session.activity.phase("evaluation");
     let mut scores = Scores::new();
     for (head, task) in tasks.iter().enumerate() {
         let set = read_tokens(session, &task.name, "dev")?;
-        let predictions = predict(session, model, head, &task.kind, &set)?;
+        let predictions = predict(session, trainer.scorer(), head, &task.kind, &set)?;
         scores.insert(task.name.clone(), score(&task.kind, &task.metrics, &predictions, &set.labels));
         if session.is_first() {
             let path = session.run.predictions(stage, &task.name, "dev");
@@ -131,7 +184,7 @@ fn finish(session: &Session, tasks: &[&Task], model: &mut Bert) -> Result<Outcom
     if session.is_first() {
         session.activity.phase("publishing");
         let directory = session.run.model(stage);
-        outputs.insert("model".to_owned(), publish(session, model, tasks, &directory)?);
+        outputs.insert("model".to_owned(), publish(session, trainer.learner(), tasks, &directory)?);
         let path = session.run.scores(stage);
         files::write_json(&path, &scores).with_context(|| path.display().to_string())?;
     }

@@ -76,18 +76,23 @@ impl Part {
 }
 
 impl Clock {
+    /// A clock that keeps no trace.
+    pub fn untraced(activity: Activity) -> Clock {
+        Clock { activity, step: 0, phases: Phases::default(), trace: None }
+    }
+
     /// A clock for a training that is about to begin on all ranks.
     ///
     /// # Errors
     /// The ranks, which wait for one another if there is to be a trace, did not come.
     pub fn new(session: &Session) -> Result<Clock> {
         let steps_left = session.recipe.cluster.trace_steps;
-        let mut trace = None;
+        let mut clock = Clock::untraced(session.activity.clone());
         if steps_left > 0 {
             session.world.barrier("begin of the trace")?;
-            trace = Some(Trace { origin: Instant::now(), steps_left, events: vec![] });
+            clock.trace = Some(Trace { origin: Instant::now(), steps_left, events: vec![] });
         }
-        Ok(Clock { activity: session.activity.clone(), step: 0, phases: Phases::default(), trace })
+        Ok(clock)
     }
 
     /// Begins a step.
@@ -95,6 +100,11 @@ impl Clock {
         self.step = step;
         self.phases = Phases::default();
         self.activity.step(step);
+    }
+
+    /// Says that the rank gets on with the part of the step that it is in.
+    pub fn progress(&self) {
+        self.activity.progress();
     }
 
     /// Does a part of the step.

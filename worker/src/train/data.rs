@@ -20,6 +20,8 @@ pub struct TrainTask {
 pub struct Item<'a> {
     /// Index of its task.
     pub task: usize,
+    /// Its place among the examples of its task.
+    pub example: usize,
     /// Its tokens.
     pub sequence: Sequence<'a>,
     /// Class index, or score on the 0–1 scale.
@@ -36,6 +38,7 @@ impl TrainTask {
         let outputs = self.kind.outputs();
         Item {
             task,
+            example,
             sequence: Sequence { tokens: self.set.tokens(example), types: self.set.token_types(example) },
             gold: unit_label(&self.kind, self.set.labels[example]),
             teacher: self.teacher.as_ref().map(|t| &t[example * outputs..(example + 1) * outputs]),

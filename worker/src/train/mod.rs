@@ -3,6 +3,8 @@
 
 mod clock;
 mod data;
+mod host_learner;
+mod learner;
 mod saver;
 mod step;
 mod trainer;
@@ -14,12 +16,14 @@ use anyhow::{Context, Result};
 use bam_cluster::fault::Point;
 use bam_cluster::protocol::{FromRank, StepReport, ToRank, TrainOrder};
 
+pub use clock::{Clock, Part};
 pub use data::{Item, TrainTask};
+pub use host_learner::HostLearner;
+pub use learner::{Learner, Shard, Tensors};
 pub use step::{Differentiated, Objective, backward};
-pub use trainer::{Diverged, Trainer};
+pub use trainer::{Diverged, Trainer, objective};
 pub use utilisation::{peak, rates};
 
-use self::clock::{Clock, Part};
 use crate::gradient::Tail;
 use crate::session::Session;
 use crate::telemetry::Metrics;
@@ -90,10 +94,10 @@ fn one_step(
     clock.begin(step);
     let share = clock.time(Part::Data, || trainer.next_share());
     activity.phase("forward and backward");
-    trainer.differentiate(&share, lambda, activity, clock);
+    trainer.differentiate(&share, lambda, clock)?;
     session.faults.reach(Point::Step(step));
     let stop = session.control.stop_requested();
-    clock.time(Part::Waiting, || trainer.agree(world, stop))?;
+    trainer.agree(world, stop, clock)?;
     let (tail, reduced) = clock.time(Part::Reduction, || trainer.reduce(world))?;
     clock.time(Part::Optimizer, || trainer.update(world, reduced.norm, rate))?;
     let phases = clock.end(session)?;
@@ -112,6 +116,7 @@ fn one_step(
         phases,
         bytes_reduced: (reduced.values * size_of::<f32>()) as u64,
         utilisation: trainer.utilisation(seconds),
+        device_memory: trainer.learner().peak_memory(),
     };
     if let Some(metrics) = metrics {
         metrics.add(&report).context("metrics.jsonl of this stage")?;

@@ -1,6 +1,7 @@
 //! Checkpoints beside the training: what is to be saved is copied at once, and a thread writes and commits the copy while
 //! steps go on. At most one is under way.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use bam_cluster::exit_code;
 use bam_cluster::fault::Point;
 use bam_cluster::protocol::{CheckpointReport, FromRank};
 
+use super::learner::{Learner, Tensors};
 use crate::control::Control;
 use crate::fault::Faults;
-use crate::model::{ParameterSpec, Parameters};
-use crate::optim::Optimizer;
+use crate::model::ParameterSpec;
 use crate::session::Session;
 use crate::snapshot::{write_moments, write_values};
 use crate::telemetry;
@@ -58,7 +59,7 @@ struct Shape {
 }
 
 /// What a checkpoint holds, flat: parameters, first and second moments.
-type Tensors<'a> = [&'a [f32]; 3];
+type Slices<'a> = [&'a [f32]; 3];
 
 /// A copy of all that, as it was at one moment. Kept for the next checkpoint, since fresh memory costs more than the copy; the
 /// first one makes room for it, and a run without checkpoints needs none.
@@ -68,16 +69,22 @@ struct Frozen([Vec<f32>; 3]);
 impl Frozen {
     fn freeze(&mut self, tensors: Tensors) {
         for (room, values) in self.0.iter_mut().zip(tensors) {
-            room.clear();
-            room.extend_from_slice(values);
+            match values {
+                Cow::Borrowed(values) => {
+                    room.clear();
+                    room.extend_from_slice(values);
+                }
+                // A copy already, of a device's memory.
+                Cow::Owned(values) => *room = values,
+            }
         }
     }
 }
 
 impl Saver {
     /// For the checkpoints in `store`.
-    pub fn new(session: &Session, store: Store, parameters: &Parameters) -> Saver {
-        let shape = Arc::new(Shape { specs: parameters.specs().to_vec(), ranges: parameters.ranges().to_vec() });
+    pub fn new(session: &Session, store: Store, specs: &[ParameterSpec], ranges: &[Range<usize>]) -> Saver {
+        let shape = Arc::new(Shape { specs: specs.to_vec(), ranges: ranges.to_vec() });
         let (control, faults) = (session.control.clone(), session.faults.clone());
         let writer = Writer { store, shape, control, faults, log: session.run.log(&session.stage.name) };
         // Only the first rank writes.
@@ -90,13 +97,12 @@ impl Saver {
     ///
     /// # Errors
     /// The one before, or this one if it is not asynchronous, could not be written.
-    pub fn save(&mut self, state: State, parameters: &mut Parameters, optimizer: &Optimizer) -> Result<()> {
+    pub fn save(&mut self, state: State, learner: &mut dyn Learner) -> Result<()> {
         let began = Instant::now();
         self.settle()?;
-        let (first, second) = optimizer.moments();
-        let tensors = [&*parameters.values_mut(), first, second];
+        let tensors = learner.tensors();
         if !self.is_asynchronous {
-            return self.writer.write(&state, tensors, began, None);
+            return self.writer.write(&state, tensors.each_ref().map(|values| &values[..]), began, None);
         }
         let mut frozen = self.room.take().unwrap_or_default();
         frozen.freeze(tensors);
@@ -139,7 +145,7 @@ impl Saver {
 
 impl Writer {
     /// Writes, syncs and commits; tells the launcher. `stall`: for how long training stood still; none: until the end.
-    fn write(&self, state: &State, tensors: Tensors, began: Instant, stall: Option<f64>) -> Result<()> {
+    fn write(&self, state: &State, tensors: Slices, began: Instant, stall: Option<f64>) -> Result<()> {
         let passed = |point: CommitPoint| {
             self.faults.reach(Point::Commit { step: state.step, point: point.number() });
         };

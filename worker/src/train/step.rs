@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use bam_cluster::config::RegressionOutput;
 use bam_cluster::task::Kind;
-use tch::{Kind as Element, Tensor};
+use tch::{Device, Kind as Element, Tensor};
 
 use super::data::Item;
+use crate::device::upload;
 use crate::gradient::Tail;
 use crate::model::{Batch, Bert, DropoutKey, Sequence};
 use crate::objective::{Targets, cross_entropy, squared_error};
@@ -57,7 +58,7 @@ pub fn backward(
         let examples: Vec<&Item> = rows.iter().map(|&row| &items[batch.order()[row]]).collect();
         let index = Tensor::from_slice(&rows.iter().map(|&r| r as i64).collect::<Vec<_>>());
         let outputs = model.head(task, &pooled.index_select(0, &index));
-        let targets = targets(&examples, kind.outputs());
+        let targets = Targets::of(&examples, kind.outputs(), Device::Cpu);
         let losses = match kind {
             Kind::Classification { .. } => cross_entropy(&outputs, &targets, lambda),
             Kind::Regression { .. } => squared_error(&outputs, &targets, lambda, objective.regression_output),
@@ -86,11 +87,15 @@ pub fn backward(
     Differentiated { diverged, times: [start, middle, Instant::now()] }
 }
 
-fn targets(examples: &[&Item], outputs: usize) -> Targets {
-    let gold: Vec<f32> = examples.iter().map(|i| i.gold).collect();
-    let teacher: Option<Vec<&[f32]>> = examples.iter().map(|i| i.teacher).collect();
-    Targets {
-        gold: Tensor::from_slice(&gold),
-        teacher: teacher.map(|rows| Tensor::from_slice(&rows.concat()).view([-1, outputs as i64])),
+impl Targets {
+    /// The targets of examples of one task, whose head has so many outputs, on `device`.
+    pub fn of(examples: &[&Item], outputs: usize, device: Device) -> Targets {
+        let gold: Vec<f32> = examples.iter().map(|i| i.gold).collect();
+        let teacher: Option<Vec<&[f32]>> = examples.iter().map(|i| i.teacher).collect();
+        let matrix = |rows: Vec<&[f32]>| Tensor::from_slice(&rows.concat()).view([-1, outputs as i64]);
+        Targets {
+            gold: upload(&Tensor::from_slice(&gold), device),
+            teacher: teacher.map(|rows| upload(&matrix(rows), device)),
+        }
     }
 }

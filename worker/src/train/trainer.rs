@@ -1,42 +1,37 @@
 //! The state of one model's training, and the parts of a step that change it.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 use bam_cluster::checkpoint::{Found, State, Store};
-use bam_cluster::comm::{Activity, Communicator};
+use bam_cluster::comm::Communicator;
 use bam_cluster::config::{LossReduction, Reproducible};
 use bam_cluster::digest;
+use bam_cluster::encoder::EncoderConfig;
 use bam_cluster::plan::{Draw, Receipt, Sampler, Schedule, TrainStage, sequence_cost, slice_by_cost};
 use bam_cluster::protocol::{FromRank, TrainOrder};
 
-use super::clock::{Clock, Part};
+use super::clock::Clock;
 use super::data::{Item, TrainTask};
+use super::learner::{Learner, Shard};
 use super::saver::{FILES, MODEL, OPTIMIZER, Saver};
-use super::step::{Objective, backward};
-use crate::comm::Host;
-use crate::gradient::{Reduced, Reduction, Tail, clip_scale};
-use crate::model::{Bert, StepSeed};
-use crate::optim::{Optimizer, spans};
+use super::step::Objective;
+use crate::eval::Scorer;
+use crate::gradient::{Reduced, Tail, clip_scale};
+use crate::model::StepSeed;
 use crate::session::Session;
-use crate::snapshot::{one_file, read_model, read_moments};
 
 /// A model in training.
 pub struct Trainer {
     stage: TrainStage,
     tasks: Vec<TrainTask>,
     objective: Objective,
-    model: Bert,
-    optimizer: Optimizer,
-    host: Host,
-    /// What of the model this rank updates for its host.
-    share: Range<usize>,
+    config: EncoderConfig,
+    learner: Box<dyn Learner>,
     sampler: Sampler,
     receipt: Receipt,
     next_step: u64,
-    reduction: Reduction,
     store: Store,
     saver: Saver,
     /// Optimizer steps in the newest checkpoint.
@@ -44,8 +39,6 @@ pub struct Trainer {
     /// What the last step is credited with, and what all ranks can do in a second, in floating-point operations.
     operations: f64,
     peak: f64,
-    /// Task and example id of this rank's losses in the last step that are not finite.
-    diverged: Vec<(String, u64)>,
 }
 
 /// The gradient is not finite any more.
@@ -60,7 +53,7 @@ pub struct Diverged {
 }
 
 /// One of the parts into which a global batch is cut, whatever rank it is for.
-pub struct Shard {
+pub struct Share {
     number: usize,
     micro_batches: Vec<Vec<Placed>>,
 }
@@ -73,51 +66,35 @@ struct Placed {
 }
 
 impl Trainer {
-    /// A training at step 0. `model` has its first values and is in the memory of `host`, with room for the [tail](Tail) of
-    /// its tasks; `peak`: floating-point operations a second that all ranks can do.
+    /// A training at step 0, of a model that has its first values and this shape; `peak`: floating-point operations a second
+    /// that all ranks can do.
     pub fn new(
         session: &Session,
         stage: TrainStage,
         tasks: Vec<TrainTask>,
-        model: Bert,
-        host: Host,
+        config: EncoderConfig,
+        learner: Box<dyn Learner>,
         peak: f64,
     ) -> Self {
         let recipe = &session.recipe;
         let settings = &stage.settings;
-        let objective = Objective {
-            kinds: tasks.iter().map(|t| t.kind.clone()).collect(),
-            weights: stage.mixture.loss_weights.clone(),
-            divisor: match settings.loss_reduction {
-                LossReduction::Mean => settings.batch_size as f64,
-                LossReduction::Sum => 1.0,
-            },
-            regression_output: recipe.model.regression_output,
-        };
-        let p = model.parameters();
-        let layers = model.config().num_hidden_layers;
-        let spans = spans(p.specs(), p.ranges(), layers, stage.layerwise_decay, settings.weight_decay);
         let directory = session.run.checkpoints(&session.stage.name);
         let store = Store::new(directory, &FILES, recipe.checkpoint.keep, session.fence.clone());
-        let optimizer = Optimizer::new(settings.optimizer, spans, host.moments());
+        let (specs, ranges) = learner.shape();
         Trainer {
-            share: optimizer.shares(host.local().size(), model.config().hidden_size).swap_remove(host.local().rank()),
-            optimizer,
+            saver: Saver::new(session, store.clone(), specs, ranges),
             sampler: Sampler::new(stage.seed, &stage.sizes, &stage.mixture.drawing, settings.batch_size),
             receipt: Receipt::empty(),
             next_step: 0,
-            reduction: Reduction::new(recipe.reproducible, recipe.virtual_shards, session.world.as_ref()),
             operations: 0.0,
             peak,
-            diverged: vec![],
-            saver: Saver::new(session, store.clone(), p),
             store,
             saved: 0,
+            objective: objective(session, &stage, &tasks),
             stage,
             tasks,
-            objective,
-            model,
-            host,
+            config,
+            learner,
         }
     }
 
@@ -143,11 +120,7 @@ impl Trainer {
         ensure!(state.inputs == digest::of_json(&session.begin.inputs), "{}: was made from other inputs", at());
         ensure!(state.schedule == self.stage.schedule, "{}: was made under another schedule", at());
         let began = Instant::now();
-        if self.host.leads() {
-            read_model(&one_file(&path.join(MODEL)), self.model.parameters_mut())?;
-            read_moments(&path.join(OPTIMIZER), self.model.parameters(), &mut self.optimizer)?;
-        }
-        self.host.local().barrier("checkpoint read")?;
+        self.learner.restore(&path.join(MODEL), &path.join(OPTIMIZER))?;
         let seconds = began.elapsed().as_secs_f64();
         // The receipt is made anew from the data, so that it proves the order and does not only repeat it.
         while self.next_step < state.step {
@@ -194,9 +167,14 @@ impl Trainer {
         self.operations / (seconds * self.peak)
     }
 
-    /// The model.
-    pub fn model(&mut self) -> &mut Bert {
-        &mut self.model
+    /// The model in training.
+    pub fn learner(&mut self) -> &mut dyn Learner {
+        self.learner.as_mut()
+    }
+
+    /// The model, to be asked.
+    pub fn scorer(&self) -> &dyn Scorer {
+        self.learner.scorer()
     }
 
     /// Compares an order with this rank's own plan.
@@ -215,13 +193,13 @@ impl Trainer {
     }
 
     /// Draws the next global batch, adds it to the receipt, and gives this rank's shards of it in micro-batches.
-    pub fn next_share(&mut self) -> Vec<Shard> {
+    pub fn next_share(&mut self) -> Vec<Share> {
         let batch = self.draw();
         let length = |d: &Draw| self.tasks[d.task as usize].set.length(d.example as usize);
-        let config = self.model.config();
+        let config = &self.config;
         let costs: Vec<u64> = batch.iter().map(|d| sequence_cost(length(d), config.hidden_size)).collect();
         self.operations = batch.iter().map(|d| config.training_operations(length(d))).sum();
-        let slices = slice_by_cost(&costs, self.reduction.shards());
+        let slices = slice_by_cost(&costs, self.learner.shards());
         let size = self.stage.settings.micro_batch_size;
         let shard = |number: usize| {
             let mut draws: Vec<Placed> =
@@ -229,9 +207,14 @@ impl Trainer {
             // Like lengths together: the gradient is the same sum, and each micro-batch is cheaper.
             draws.sort_by_key(|placed| length(&placed.draw));
             let size = size.unwrap_or(draws.len()).max(1);
-            Shard { number, micro_batches: draws.chunks(size).map(<[Placed]>::to_vec).collect() }
+            let mut micro_batches: Vec<Vec<Placed>> = draws.chunks(size).map(<[Placed]>::to_vec).collect();
+            if let Some(most) = self.learner.tokens_at_once() {
+                let cut = |draws: &Vec<Placed>| cut_by_tokens(draws, |placed| length(&placed.draw), most);
+                micro_batches = micro_batches.iter().flat_map(cut).collect();
+            }
+            Share { number, micro_batches }
         };
-        self.reduction.own().map(shard).collect()
+        self.learner.own().map(shard).collect()
     }
 
     fn draw(&mut self) -> Vec<Draw> {
@@ -244,46 +227,28 @@ impl Trainer {
 
     /// Gradients and losses of these shards, with dropout masks that follow from seed, step and an example's place in the
     /// global batch.
-    pub fn differentiate(&mut self, share: &[Shard], lambda: f64, activity: &Activity, clock: &mut Clock) {
-        self.diverged.clear();
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn differentiate(&mut self, share: &[Share], lambda: f64, clock: &mut Clock) -> Result<()> {
         let seed = StepSeed::new(self.stage.seed, self.next_step - 1);
-        for shard in share {
-            self.model.parameters_mut().zero_gradients();
-            let mut tail = Tail::new(self.tasks.len());
-            for examples in &shard.micro_batches {
-                activity.progress();
-                let item = |&Placed { place, draw }: &Placed| {
-                    self.tasks[draw.task as usize].item(draw.task as usize, draw.example as usize, seed.example(place))
-                };
-                let items: Vec<Item> = examples.iter().map(item).collect();
-                let done = backward(&mut self.model, &items, &self.objective, lambda, &mut tail);
-                let [start, middle, end] = done.times;
-                clock.add(Part::Forward, start, middle);
-                clock.add(Part::Backward, middle, end);
-                for i in done.diverged {
-                    let (task, example) = (examples[i].draw.task as usize, examples[i].draw.example as usize);
-                    self.diverged.push((self.stage.tasks[task].clone(), self.tasks[task].set.example_ids[example]));
-                }
-            }
-            let n = self.model.parameters().len();
-            let (buffer, words) = self.model.parameters_mut().gradients_and_words();
-            tail.write(&mut buffer[n..]);
-            self.reduction.take(shard.number, buffer, words);
+        let item = |&Placed { place, draw }: &Placed| {
+            self.tasks[draw.task as usize].item(draw.task as usize, draw.example as usize, seed.example(place))
+        };
+        for Share { number, micro_batches } in share {
+            let micro_batches: Vec<Vec<Item>> = micro_batches.iter().map(|m| m.iter().map(item).collect()).collect();
+            let shard = Shard { number: *number, micro_batches };
+            self.learner.differentiate(&shard, &self.objective, lambda, clock)?;
         }
+        Ok(())
     }
 
-    /// Waits for all ranks, whose batches have other words, and of which any may wish to stop: from here on they read one
-    /// another's gradients and tails.
+    /// Waits for all ranks, whose batches have other words, and of which any may wish to stop.
     ///
     /// # Errors
     /// The collective did not come about.
-    pub fn agree(&mut self, world: &dyn Communicator, stop: bool) -> Result<()> {
-        let n = self.model.parameters().len();
-        let (buffer, words) = self.model.parameters_mut().gradients_and_words();
-        let mut tail = Tail::read(&buffer[n..]);
-        tail.stop = f32::from(u8::from(stop));
-        tail.write(&mut buffer[n..]);
-        Ok(self.reduction.agree(world, words)?)
+    pub fn agree(&mut self, world: &dyn Communicator, stop: bool, clock: &mut Clock) -> Result<()> {
+        self.learner.agree(world, stop, clock)
     }
 
     /// Sums gradients and tails over all shards.
@@ -291,10 +256,7 @@ impl Trainer {
     /// # Errors
     /// The collective did not come about.
     pub fn reduce(&mut self, world: &dyn Communicator) -> Result<(Tail, Reduced)> {
-        let n = self.model.parameters().len();
-        let (buffer, words) = self.model.parameters_mut().gradients_and_words();
-        let reduced = self.reduction.finish(world, &self.host, &self.share, buffer, words)?;
-        Ok((Tail::read(&buffer[n..]), reduced))
+        self.learner.reduce(world)
     }
 
     /// Clips the gradient, which has this norm, and updates.
@@ -307,15 +269,16 @@ impl Trainer {
             // The reduced gradient is the same everywhere, so that all ranks come here, and end together when the
             // checkpoint that is being written is on disk.
             self.saver.settle()?;
-            let all = world.all_gather("examples that diverged", &serde_json::to_vec(&self.diverged)?)?;
+            let name = |(task, example): (usize, usize)| {
+                (self.stage.tasks[task].clone(), self.tasks[task].set.example_ids[example])
+            };
+            let own: Vec<(String, u64)> = self.learner.diverged().into_iter().map(name).collect();
+            let all = world.all_gather("examples that diverged", &serde_json::to_vec(&own)?)?;
             let all: Vec<Vec<(String, u64)>> =
                 all.iter().map(|b| serde_json::from_slice(b)).collect::<Result<_, _>>()?;
             return Err(Diverged { step, what: name_diverged(all.concat()) }.into());
         }
-        let scale = clip_scale(norm, self.stage.settings.clip_norm);
-        let (values, gradients) = self.model.parameters_mut().values_and_gradients();
-        self.optimizer.step(&self.share, values, gradients, scale, rate, step);
-        Ok(self.host.local().barrier("update")?)
+        self.learner.update(clip_scale(norm, self.stage.settings.clip_norm), rate, step)
     }
 
     /// Mean loss of each task that has examples in the batch.
@@ -348,7 +311,7 @@ impl Trainer {
             incarnation: session.fence.incarnation(),
             world_size: session.world.size(),
         };
-        self.saver.save(state, self.model.parameters_mut(), &self.optimizer)
+        self.saver.save(state, self.learner.as_mut())
     }
 
     /// Fails if the checkpoint that is being written could not be written.
@@ -367,6 +330,35 @@ impl Trainer {
         session.activity.phase("checkpoint");
         self.saver.settle()
     }
+}
+
+/// What a stage minimises.
+pub fn objective(session: &Session, stage: &TrainStage, tasks: &[TrainTask]) -> Objective {
+    Objective {
+        kinds: tasks.iter().map(|t| t.kind.clone()).collect(),
+        weights: stage.mixture.loss_weights.clone(),
+        divisor: match stage.settings.loss_reduction {
+            LossReduction::Mean => stage.settings.batch_size as f64,
+            LossReduction::Sum => 1.0,
+        },
+        regression_output: session.recipe.model.regression_output,
+    }
+}
+
+/// Cuts items, which ascend by length, into lists of at most `most` tokens; an item that is longer is a list of its own.
+fn cut_by_tokens<T: Copy>(items: &[T], length: impl Fn(&T) -> usize, most: usize) -> Vec<Vec<T>> {
+    let (mut lists, mut tokens): (Vec<Vec<T>>, usize) = (vec![], 0);
+    for item in items {
+        tokens += length(item);
+        match lists.last_mut() {
+            Some(list) if tokens <= most => list.push(*item),
+            _ => {
+                tokens = length(item);
+                lists.push(vec![*item]);
+            }
+        }
+    }
+    lists
 }
 
 /// What is not finite, task by task with the ids of the first few examples.
@@ -391,6 +383,14 @@ fn name_diverged(mut examples: Vec<(String, u64)>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_have_as_many_tokens_as_may_be() {
+        let cut = |most| cut_by_tokens(&[2usize, 3, 5, 9], |n| *n, most);
+        assert_eq!(cut(100), [vec![2, 3, 5, 9]]);
+        assert_eq!(cut(10), [vec![2, 3, 5], vec![9]]);
+        assert_eq!(cut(4), [vec![2], vec![3], vec![5], vec![9]]);
+    }
 
     #[test]
     fn diverged_examples_are_named_by_task() {

@@ -7,6 +7,8 @@ use bam_cluster::comm::Communicator;
 use bam_cluster::encoder::EncoderConfig;
 use tch::{Device, Kind, Tensor};
 
+use crate::device::Place;
+
 /// For so long a rank is looked at.
 const MEASURE_FOR: Duration = Duration::from_millis(150);
 /// Rows of the matrix that is multiplied: a few hundred tokens at once is what training does.
@@ -14,33 +16,41 @@ const ROWS: i64 = 256;
 /// Operations of one product: it takes a few milliseconds, so that the fastest of many is undisturbed also on a machine that
 /// does other things.
 const OPERATIONS: i64 = 200_000_000;
+/// Width of the square matrices that a GPU multiplies: large enough for all of it to be at work for a millisecond or two.
+const GPU_WIDTH: i64 = 8192;
 
-/// Floating-point operations a second of all ranks together, when all of them do nothing but dense products in float32 of this
-/// model's width at the same time.
+/// Floating-point operations a second of all ranks together, when all of them do nothing but dense products at the same time, in
+/// the numbers of their place: CPUs of this model's width, GPUs of a large one.
 ///
 /// # Errors
 /// A collective did not come about.
-pub fn peak(world: &dyn Communicator, config: &EncoderConfig) -> Result<f64> {
-    Ok(rates(world, [config.hidden_size, config.intermediate_size])?.iter().sum())
+pub fn peak(world: &dyn Communicator, config: &EncoderConfig, place: Place) -> Result<f64> {
+    Ok(rates(world, [config.hidden_size, config.intermediate_size], place)?.iter().sum())
 }
 
 /// The same of each rank, for a hidden and an intermediate size.
 ///
 /// # Errors
 /// As [`peak`].
-pub fn rates(world: &dyn Communicator, [hidden, intermediate]: [usize; 2]) -> Result<Vec<f64>> {
-    let options = (Kind::Float, Device::Cpu);
-    let hidden = hidden as i64;
-    let columns = (OPERATIONS / (2 * ROWS * hidden)).clamp(1, intermediate as i64);
-    let (x, weight) = (Tensor::randn([ROWS, hidden], options), Tensor::randn([columns, hidden], options));
-    let mut product = Tensor::empty([ROWS, columns], options);
-    let one = (2 * ROWS * hidden * columns) as f64;
+pub fn rates(world: &dyn Communicator, [hidden, intermediate]: [usize; 2], place: Place) -> Result<Vec<f64>> {
+    let options = (place.numbers.kind(), place.device);
+    let [rows, hidden, columns] = match place.device {
+        Device::Cuda(_) => [GPU_WIDTH; 3],
+        _ => [ROWS, hidden as i64, (OPERATIONS / (2 * ROWS * hidden as i64)).clamp(1, intermediate as i64)],
+    };
+    let random = |size: [i64; 2]| Tensor::randn(size, (Kind::Float, place.device)).to_kind(options.0);
+    let (x, weight) = (random([rows, hidden]), random([columns, hidden]));
+    let mut product = Tensor::empty([rows, columns], options);
+    let one = (2 * rows * hidden * columns) as f64;
     world.barrier("measuring the machine")?;
     let mut fastest = f64::INFINITY;
     let begin = Instant::now();
     while begin.elapsed() < MEASURE_FOR {
         let start = Instant::now();
         product = x.mm_out(&product, &weight.tr());
+        if let Device::Cuda(index) = place.device {
+            tch::Cuda::synchronize(index as i64);
+        }
         fastest = fastest.min(start.elapsed().as_secs_f64());
     }
     let rates = world.all_gather("measured rates", &(one / fastest).to_le_bytes())?;
