@@ -11,3 +11,4 @@ pub use norm::{clip_scale, global_norm};
 pub use reduction::{Reduced, Reduction};
 pub use rows::TouchedRows;
 pub use tail::{Tail, tail_length};
+pub use tree::Tree;
