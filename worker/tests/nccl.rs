@@ -17,7 +17,8 @@ use bam_worker::gradient::{Reduction, TouchedRows, Tree};
 use nccl_stub::{PATIENCE, Stub, threads, until};
 use tch::{Device, Kind, Tensor};
 
-const SHORT: Duration = Duration::from_millis(150);
+/// A deadline that passes; long enough for what comes before it, also on a busy machine.
+const SHORT: Duration = Duration::from_secs(1);
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
     Vec::try_from(tensor.to_kind(Kind::Float)).unwrap()
@@ -175,7 +176,7 @@ fn ranks_that_do_not_find_one_another_give_up_together() {
     assert!(matches!(&errors[0], NcclError::NotEverywhere { ranks, .. } if ranks.len() == 2), "{errors:?}");
     let told = errors[1].to_string();
     assert!(told.starts_with("NCCL's init failed on 2 of 2 ranks: rank 0 on "), "{told}");
-    assert!(told.contains("NCCL was not ready after 15") && told.contains("NCCL_SOCKET_IFNAME"), "{told}");
+    assert!(told.contains("NCCL was not ready after ") && told.contains("NCCL_SOCKET_IFNAME"), "{told}");
     assert_eq!(stub.count("communicator aborted"), 2);
 }
 
@@ -216,7 +217,7 @@ fn a_collective_that_is_stuck_is_given_up() {
     });
     for error in errors {
         assert!(matches!(error, ReduceError::Nccl(NcclError::Deadline { name: "layer 1", .. })), "{error}");
-        assert!(error.to_string().starts_with("NCCL collective 'layer 1' was given up after 15"), "{error}");
+        assert!(error.to_string().starts_with("NCCL collective 'layer 1' was given up after "), "{error}");
     }
     assert_eq!(activity.snapshot().collective, Some("step"));
     assert_eq!(stub.count("communicator aborted"), 2);

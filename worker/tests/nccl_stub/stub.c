@@ -78,7 +78,10 @@ typedef struct {
     struct Stream *stream;
 } Comm;
 
-typedef struct { unsigned long recorded, completed; } Event;
+typedef struct {
+    unsigned long recorded, completed;
+    int is_of_default_stream;
+} Event;
 
 typedef struct Work {
     Kind kind;
@@ -96,7 +99,7 @@ typedef struct Work {
 typedef struct Stream {
     pthread_t thread;
     Work *first, *last;
-    int closing;
+    int closing, waits_for_default_stream;
 } Stream;
 
 // One lock for everything, and one bell.
@@ -357,6 +360,8 @@ static int prepare(Work work, Stream *stream) {
     Comm *comm = work.comm;
     pthread_mutex_lock(&lock);
     int is_ready = !comm->prepared && !comm->over && comm->world->joined == comm->world->ranks;
+    if (!stream->waits_for_default_stream) note("misuse: an operation that does not wait for the default stream");
+    stream->waits_for_default_stream = 0;
     if (is_ready) {
         comm->prepared = malloc(sizeof work);
         *comm->prepared = work;
@@ -504,6 +509,7 @@ int cudaEventRecord(Event *event, Stream *stream) {
     enter();
     pthread_mutex_lock(&lock);
     unsigned long ticket = ++event->recorded;
+    event->is_of_default_stream = !stream;
     if (stream) {
         Work *work = malloc(sizeof *work);
         *work = (Work){.kind = RECORD, .event = event, .ticket = ticket};
@@ -525,6 +531,7 @@ int cudaStreamWaitEvent(Stream *stream, Event *event, unsigned flags) {
         Work *work = malloc(sizeof *work);
         *work = (Work){.kind = WAIT, .event = event, .ticket = ticket};
         give(stream, work);
+        stream->waits_for_default_stream |= event->is_of_default_stream;
     } else {
         while (event->completed < ticket && !something_is_stuck) pthread_cond_wait(&changed, &lock);
     }

@@ -105,7 +105,7 @@ pub enum NcclError {
     },
     /// Ranks did not find one another in time.
     #[error(
-        "NCCL was not ready after {waited:?}: ranks do not reach one another over the network that NCCL chose; NCCL_DEBUG=INFO \
+        "NCCL was not ready after {waited:.1?}: ranks do not reach one another over the network that NCCL chose; NCCL_DEBUG=INFO \
          says which, NCCL_SOCKET_IFNAME names another"
     )]
     InitDeadline {
@@ -113,7 +113,7 @@ pub enum NcclError {
         waited: Duration,
     },
     /// A collective did not end in time.
-    #[error("NCCL collective '{name}' was given up after {waited:?}: some rank has not come, or its link is dead")]
+    #[error("NCCL collective '{name}' was given up after {waited:.1?}: some rank has not come, or its link is dead")]
     Deadline {
         /// Which collective.
         name: &'static str,

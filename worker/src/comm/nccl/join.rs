@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::abort::Shared;
 use super::communicator::{Nccl, Pause};
 use super::describe::{Description, count_hosts, environment};
-use super::library::{Library, Progress, UniqueId};
+use super::functions::UniqueId;
+use super::library::{Library, Progress};
 use super::{NcclError, RankTrouble, Version};
 use crate::control::host_name;
 

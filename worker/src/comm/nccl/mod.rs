@@ -9,6 +9,7 @@ mod abort;
 mod communicator;
 mod describe;
 mod error;
+mod functions;
 mod join;
 mod library;
 mod tree_sum;
