@@ -271,6 +271,7 @@ static void *work_off(void *argument) {
         if (!stream->first) break;
         run(stream->first);
         Work *done = stream->first;
+        // Not freed: other ranks may look at it.
         stream->first = done->next;
     }
     note("stream ended");
@@ -374,24 +375,31 @@ static int prepare(Work work, Stream *stream) {
     return is_ready ? IN_PROGRESS : INVALID_ARGUMENT;
 }
 
+static int prepare_collective(Kind kind, const void *send, void *receive, size_t count, int type, int root, Comm *comm,
+                              Stream *stream) {
+    Work work = {.kind = kind, .comm = comm, .send = send, .receive = receive, .count = count};
+    work.type = type;
+    work.root = root;
+    if (type != FLOAT32 && type != BFLOAT16) return INVALID_ARGUMENT;
+    return prepare(work, stream);
+}
+
 int ncclAllReduce(const void *send, void *receive, size_t count, int type, int op, Comm *comm, Stream *stream) {
-    if (op) return INVALID_ARGUMENT;
-    return prepare((Work){.kind = ALL_REDUCE, .comm = comm, .send = send, .receive = receive, .count = count, .type = type}, stream);
+    return op ? INVALID_ARGUMENT : prepare_collective(ALL_REDUCE, send, receive, count, type, 0, comm, stream);
 }
 
 #ifndef WITHOUT_REDUCE_SCATTER
 int ncclReduceScatter(const void *send, void *receive, size_t count, int type, int op, Comm *comm, Stream *stream) {
-    if (op) return INVALID_ARGUMENT;
-    return prepare((Work){.kind = REDUCE_SCATTER, .comm = comm, .send = send, .receive = receive, .count = count, .type = type}, stream);
+    return op ? INVALID_ARGUMENT : prepare_collective(REDUCE_SCATTER, send, receive, count, type, 0, comm, stream);
 }
 #endif
 
 int ncclAllGather(const void *send, void *receive, size_t count, int type, Comm *comm, Stream *stream) {
-    return prepare((Work){.kind = ALL_GATHER, .comm = comm, .send = send, .receive = receive, .count = count, .type = type}, stream);
+    return prepare_collective(ALL_GATHER, send, receive, count, type, 0, comm, stream);
 }
 
 int ncclBroadcast(const void *send, void *receive, size_t count, int type, int root, Comm *comm, Stream *stream) {
-    return prepare((Work){.kind = BROADCAST, .comm = comm, .send = send, .receive = receive, .count = count, .type = type, .root = root}, stream);
+    return prepare_collective(BROADCAST, send, receive, count, type, root, comm, stream);
 }
 
 static int add_part(int is_send, void *at, size_t count, int type, int peer, Comm *comm, Stream *stream) {
