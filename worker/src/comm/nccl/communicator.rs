@@ -204,16 +204,28 @@ impl Nccl {
         call: impl Fn(&Library, &Comm, &Stream) -> Result<Progress, NcclError>,
     ) -> Result<(), NcclError> {
         tensors.iter().for_each(|tensor| self.check(tensor, tensors[0].kind()));
+        let kept: Vec<Tensor> = tensors.iter().map(|tensor| tensor.shallow_clone()).collect();
         let _in_collective = self.activity.enter(name);
         let mut lane = self.lane();
         self.shared.usable(name)?;
-        let started = lane.begin(&self.shared).and_then(|()| {
+        let given = lane.begin(&self.shared).and_then(|()| {
             let progress = self.shared.with(name, |library, comm| call(library, comm, &lane.stream))?;
             self.until_given(name, progress)?;
-            lane.note(name, tensors, &self.shared.library)
+            lane.end(&self.shared.library)
         });
+        let given = match given {
+            Ok(over) => {
+                lane.started.push_back(Started { name, over, _tensors: kept });
+                Ok(())
+            }
+            Err(e) => {
+                // NCCL may have got it, and the device may still write there.
+                mem::forget(kept);
+                Err(e)
+            }
+        };
         drop(lane);
-        self.or_fail(started)
+        self.or_fail(given)
     }
 
     /// NCCL gives an operation to the stream in a thread of its own, and takes no other before it has.
@@ -270,12 +282,11 @@ impl Lane {
         self.stream.wait(&self.torch)
     }
 
-    fn note(&mut self, name: &'static str, tensors: &[&Tensor], library: &Arc<Library>) -> Result<(), NcclError> {
+    /// The end of what the stream has been given.
+    fn end(&mut self, library: &Arc<Library>) -> Result<Event, NcclError> {
         let over = self.spare.pop().map_or_else(|| Event::new(library), Ok)?;
         over.record(Some(&self.stream))?;
-        let tensors = tensors.iter().map(|tensor| tensor.shallow_clone()).collect();
-        self.started.push_back(Started { name, over, _tensors: tensors });
-        Ok(())
+        Ok(over)
     }
 
     fn drop_finished(&mut self) -> Result<(), NcclError> {
