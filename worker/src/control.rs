@@ -18,6 +18,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
 use crate::comm::MpiWorld;
+use crate::comm::nccl::AbortHandle;
 
 /// The connection to the launcher. Clones share it.
 #[derive(Clone)]
@@ -25,11 +26,13 @@ pub struct Control {
     sender: Arc<Mutex<channel::Sender>>,
     stop: Arc<AtomicBool>,
     over: Arc<AtomicBool>,
+    /// What is to be aborted before this rank ends: GPUs would go on waiting for other ranks.
+    nccl: Arc<Mutex<Option<AbortHandle>>>,
 }
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long after the deadline a rank that the launcher has not ended ends itself.
-const LAST_WORD: Duration = Duration::from_secs(10);
+pub const LAST_WORD: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 
 impl Control {
@@ -40,7 +43,12 @@ impl Control {
     pub fn connect(file: &ControlFile, rank: usize, world_size: usize) -> Result<(Control, Receiver<ToRank>)> {
         let (sender, receiver) = channel::connect(&file.addresses, &file.secret, CONNECT_WITHIN)
             .context("the launcher cannot be reached")?;
-        let control = Control { sender: Arc::new(Mutex::new(sender)), stop: Arc::default(), over: Arc::default() };
+        let control = Control {
+            sender: Arc::new(Mutex::new(sender)),
+            stop: Arc::default(),
+            over: Arc::default(),
+            nccl: Arc::default(),
+        };
         control.send(&FromRank::Hello(Hello {
             incarnation: file.incarnation,
             rank,
@@ -119,8 +127,17 @@ impl Control {
     /// `is_lasting`: going on from the last checkpoint would end in the same way.
     pub fn fail(&self, exit_code: u8, message: String, is_lasting: bool) -> ! {
         eprintln!("error: {message}");
-        let _ = self.send(&FromRank::Failed(Failure { exit_code, message, is_lasting }));
+        let _ = self.send(&FromRank::Failed(Failure { exit_code, message: message.clone(), is_lasting }));
+        let nccl = self.nccl.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(nccl) = nccl {
+            nccl.abort(&message);
+        }
         MpiWorld::abort(exit_code)
+    }
+
+    /// From now on this NCCL communicator is aborted before the rank ends by failing.
+    pub fn abort_first(&self, nccl: AbortHandle) {
+        *self.nccl.lock().unwrap_or_else(PoisonError::into_inner) = Some(nccl);
     }
 
     fn listen(&self, mut receiver: channel::Receiver, orders: &Sender<ToRank>) {

@@ -191,6 +191,7 @@ fn write(path: &Path, tensors: Vec<(String, Floats)>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::optim::Optimizer;
     use bam_cluster::config::OptimizerKind;
 
     fn parameters() -> Parameters {

@@ -84,6 +84,7 @@ mod tests {
             phases: Default::default(),
             bytes_reduced: 0,
             utilisation: 0.5,
+            device_memory: None,
         };
         let mut metrics = Metrics::open(&path, 0).unwrap();
         (0..4).for_each(|s| metrics.add(&report(s)).unwrap());

@@ -3,14 +3,18 @@
 // Helpers of the tests fail as the tests do.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code, reason = "each test program needs a part of it")]
+mod nccl_stub;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bam_cluster::comm::{Activity, Communicator, Solo, Threads};
 use bam_cluster::config::{OptimizerKind, ReducePrecision, RegressionOutput, Reproducible};
 use bam_cluster::task::Kind;
+use bam_worker::comm::nccl::Nccl;
 use bam_worker::comm::{Host, Staged};
-use bam_worker::device::{DeviceBert, DeviceLearner, Numbers, Place, Together};
+use bam_worker::device::{DeviceBert, DeviceLearner, Exchange, Numbers, Place, Together};
 use bam_worker::eval::Scorer;
 use bam_worker::gradient::tail_length;
 use bam_worker::model::{Bert, Head, Parameters, Sequence, StepSeed, parameter_count};
@@ -74,6 +78,10 @@ const PLAIN: Setting = Setting {
 const SHARDS: usize = 8;
 
 fn on_device(world: &dyn Communicator, setting: Setting) -> Box<dyn Learner> {
+    on_device_by(world, setting, Exchange::Staged(Staged(world.split("all ranks", 0).unwrap())))
+}
+
+fn on_device_by(world: &dyn Communicator, setting: Setting, exchange: Exchange) -> Box<dyn Learner> {
     let mut model = Bert::new(config(setting.dropout), heads());
     fill(&mut model);
     let spans = all_spans(model.parameters());
@@ -81,7 +89,7 @@ fn on_device(world: &dyn Communicator, setting: Setting) -> Box<dyn Learner> {
         world,
         reproducible: setting.reproducible,
         virtual_shards: SHARDS,
-        reducer: Box::new(Staged::new(world.split("all ranks", 0).unwrap())),
+        exchange,
         reduce_precision: setting.reduce_precision,
     };
     let place = Place { numbers: setting.numbers, ..Place::CPU };
@@ -199,6 +207,34 @@ fn gradients_are_those_of_the_engine_for_cpus() {
     compare(&found.first_moments, &expected.first_moments, 1e-5, "eleven ranks");
     let bf16 = train(on_device(&Solo, Setting { numbers: Numbers::Bf16, ..PLAIN }).as_mut(), &Solo, 9, 1);
     compare(&bf16.first_moments, &expected.first_moments, 3e-2, "bfloat16");
+}
+
+/// The library that stands in for NCCL works on the host's memory, on a thread of its own for each stream.
+#[test]
+fn gradients_that_go_through_nccl_are_the_same() {
+    let _alone = alone();
+    let stub = nccl_stub::Stub::new(&[]);
+    let by_nccl = |world: &Threads, setting: Setting| {
+        let (device, patience) = (world.rank() as i32, nccl_stub::PATIENCE);
+        let nccl = Nccl::join(stub.library(), world, device, patience, Activity::default()).unwrap();
+        on_device_by(world, setting, Exchange::Nccl(nccl))
+    };
+    let expected = train(on_host(&Solo, Reproducible::Processes).as_mut(), &Solo, 9, 3);
+    for ranks in [2, 3] {
+        let found = in_threads(ranks, 2, 3, |world| by_nccl(world, PLAIN));
+        compare(&found.first_moments, &expected.first_moments, 1e-5, &format!("{ranks} ranks by NCCL"));
+        compare(&found.values, &expected.values, 1e-4, &format!("{ranks} ranks by NCCL, three steps"));
+    }
+    let rounded = Setting { reduce_precision: ReducePrecision::Bf16, ..PLAIN };
+    let found = in_threads(2, 2, 1, |world| by_nccl(world, rounded));
+    compare(&found.first_moments, &expected.first_moments, 1e-2, "in bfloat16 by NCCL");
+    // The fixed tree, on the devices and through the hosts: the same bits.
+    let exact = Setting { reproducible: Reproducible::WorldSize, ..PLAIN };
+    let bits = |trained: Trained| trained.values.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+    let alone = bits(in_threads(1, 2, 2, |world| on_device(world, exact)));
+    for ranks in [2, 3, 4] {
+        assert!(bits(in_threads(ranks, 2, 2, |world| by_nccl(world, exact))) == alone, "{ranks} ranks in the tree");
+    }
 }
 
 #[test]

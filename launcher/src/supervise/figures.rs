@@ -126,6 +126,7 @@ mod tests {
             phases: Default::default(),
             bytes_reduced: 0,
             utilisation: 0.5,
+            device_memory: None,
         }
     }
 

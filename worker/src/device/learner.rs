@@ -20,7 +20,8 @@ use super::micro_batch::unless_out_of_memory;
 use super::parameters::download;
 use super::place::{Numbers, Place};
 use super::reduction::{DeviceReduction, global_norm, read};
-use crate::comm::DeviceReducer;
+use crate::comm::nccl::Nccl;
+use crate::comm::{DeviceReducer, Staged};
 use crate::eval::Scorer;
 use crate::gradient::{LOSS_SLOT, Reduced, TASK_LOSSES_SLOT, Tail, tail_length};
 use crate::model::{Bert, ParameterSpec, Sequence};
@@ -59,9 +60,27 @@ pub struct Together<'a> {
     /// Parts of a batch, with `reproducible: world-size`.
     pub virtual_shards: usize,
     /// What adds up gradients.
-    pub reducer: Box<dyn DeviceReducer>,
+    pub exchange: Exchange,
     /// In which numbers.
     pub reduce_precision: ReducePrecision,
+}
+
+/// How the ranks' devices exchange gradients.
+pub enum Exchange {
+    /// From device to device.
+    Nccl(Nccl),
+    /// Through the hosts' memory.
+    Staged(Staged),
+}
+
+impl Exchange {
+    /// As what adds up parts of a gradient.
+    pub fn reducer(&self) -> &dyn DeviceReducer {
+        match self {
+            Exchange::Nccl(nccl) => nccl,
+            Exchange::Staged(staged) => staged,
+        }
+    }
 }
 
 impl DeviceLearner {

@@ -16,6 +16,6 @@ mod reduction;
 
 pub(crate) use batch::upload;
 pub use bert::DeviceBert;
-pub use learner::{DeviceLearner, Together};
+pub use learner::{DeviceLearner, Exchange, Together};
 pub use micro_batch::{is_trying, tokens_that_fit};
 pub use place::{DeviceError, Numbers, Place};

@@ -9,9 +9,10 @@ use bam_cluster::comm::Communicator;
 use bam_cluster::config::{ReducePrecision, Reproducible};
 use tch::{Kind, Tensor};
 
-use super::learner::Together;
+use super::learner::{Exchange, Together};
 use super::parameters::download;
 use crate::comm::DeviceReducer;
+use crate::comm::nccl::{DeviceTreeSum, Nccl};
 use crate::gradient::{Tree, TreeSum};
 
 /// Bytes of float32 gradients that are sent together at least: large enough for the network, small enough to begin early.
@@ -31,11 +32,17 @@ pub(super) struct DeviceReduction {
 /// How sums come about.
 enum Way {
     Buckets(Buckets),
-    Tree { sum: TreeSum, pending: Vec<Tensor> },
+    Tree { sum: FixedTree, pending: Vec<Tensor> },
+}
+
+/// Who adds up what ranks have of the tree.
+enum FixedTree {
+    Devices(DeviceTreeSum, Nccl),
+    Hosts(TreeSum),
 }
 
 struct Buckets {
-    reducer: Box<dyn DeviceReducer>,
+    exchange: Exchange,
     precision: ReducePrecision,
     /// What is sent together, from the end of the flat buffer to the word embeddings.
     ranges: Vec<Range<usize>>,
@@ -51,18 +58,22 @@ impl DeviceReduction {
     /// For the ranks that train together a model of so many parameters that begins with `words` rows of so many values.
     /// `cuts`, descending: where the flat buffer may be cut.
     pub fn new(together: Together, parameters: usize, words: [usize; 2], cuts: &[usize]) -> Self {
-        let Together { world, reproducible, virtual_shards, reducer, reduce_precision: precision } = together;
+        let Together { world, reproducible, virtual_shards, exchange, reduce_precision: precision } = together;
         let (rank, ranks) = (world.rank(), world.size());
         let (tree, way) = match reproducible {
             Reproducible::Processes => {
                 let ranges = buckets(parameters, words[0] * words[1], cuts);
                 let buckets =
-                    Buckets { reducer, precision, ranges, begun: 0, rounded: vec![], touched: BTreeSet::new() };
+                    Buckets { exchange, precision, ranges, begun: 0, rounded: vec![], touched: BTreeSet::new() };
                 (Tree::over(ranks), Way::Buckets(buckets))
             }
             Reproducible::WorldSize => {
                 let tree = Tree::over(virtual_shards);
-                (tree, Way::Tree { sum: TreeSum::new(tree, ranks), pending: vec![] })
+                let sum = match exchange {
+                    Exchange::Nccl(nccl) => FixedTree::Devices(DeviceTreeSum::new(tree, ranks), nccl),
+                    Exchange::Staged(_) => FixedTree::Hosts(TreeSum::new(tree, ranks)),
+                };
+                (tree, Way::Tree { sum, pending: vec![] })
             }
         };
         DeviceReduction { tree, own: tree.shards_of(rank, ranks), way, words }
@@ -141,15 +152,15 @@ impl DeviceReduction {
                 if world.size() == 1 {
                     return Ok(0);
                 }
-                let nodes: Vec<Vec<f32>> = pending.drain(..).map(|node| download(&node)).collect();
-                let mut own = download(gradients);
-                for start in (0..own.len()).step_by(CHUNK) {
-                    let end = own.len().min(start + CHUNK);
-                    let nodes: Vec<&[f32]> = nodes.iter().map(|node| &node[start..end]).collect();
-                    sum.finish(world, &nodes, &mut own[start..end])?;
+                let nodes: Vec<Tensor> = pending.drain(..).chain([gradients.shallow_clone()]).collect();
+                match sum {
+                    FixedTree::Devices(sum, nccl) => {
+                        sum.sum(nccl, &nodes)?;
+                        nccl.settle("gradients")?;
+                    }
+                    FixedTree::Hosts(sum) => sum_on_hosts(sum, world, &nodes)?,
                 }
-                gradients.shallow_clone().copy_(&Tensor::from_slice(&own));
-                Ok(own.len())
+                Ok(gradients.numel())
             }
         }
     }
@@ -157,8 +168,9 @@ impl DeviceReduction {
     /// For the log.
     pub fn name(&self) -> String {
         match &self.way {
-            Way::Buckets(buckets) => buckets.reducer.name(),
-            Way::Tree { .. } => "a fixed tree, through the hosts' memory".to_owned(),
+            Way::Buckets(buckets) => buckets.exchange.reducer().name(),
+            Way::Tree { sum: FixedTree::Devices(_, nccl), .. } => format!("{}, in a fixed tree", nccl.name()),
+            Way::Tree { sum: FixedTree::Hosts(_), .. } => "MPI, in a fixed tree through the hosts".to_owned(),
         }
     }
 }
@@ -169,10 +181,10 @@ impl Buckets {
         while let Some(range) = self.ranges.get(self.begun).filter(|range| range.start >= start) {
             let part = gradients.narrow(0, range.start as i64, range.len() as i64);
             match self.precision {
-                ReducePrecision::Fp32 => self.reducer.sum("gradients", &part)?,
+                ReducePrecision::Fp32 => self.exchange.reducer().sum("gradients", &part)?,
                 ReducePrecision::Bf16 => {
                     let rounded = part.to_kind(Kind::BFloat16);
-                    self.reducer.sum("gradients", &rounded)?;
+                    self.exchange.reducer().sum("gradients", &rounded)?;
                     self.rounded.push((rounded, range.clone()));
                 }
             }
@@ -196,21 +208,34 @@ impl Buckets {
             Some((_, packed)) => packed,
             None => &matrix,
         };
-        self.reducer.sum("gradients of words", sent_words)?;
+        self.exchange.reducer().sum("gradients of words", sent_words)?;
         let tail = gradients.narrow(0, parameters as i64, gradients.size()[0] - parameters as i64);
-        self.reducer.sum("losses", &tail)?;
-        self.reducer.wait()?;
+        self.exchange.reducer().sum("losses", &tail)?;
+        self.exchange.reducer().wait()?;
         if let Some((index, packed)) = &sparse {
             let _ = matrix.shallow_clone().index_copy_(0, index, packed);
         }
         for (rounded, range) in self.rounded.drain(..) {
             gradients.narrow(0, range.start as i64, range.len() as i64).copy_(&rounded);
         }
-        self.reducer.settle("gradients")?;
+        self.exchange.reducer().settle("gradients")?;
         self.begun = 0;
         let dense: usize = self.ranges.iter().map(Range::len).sum();
         Ok(dense + sent_words.numel() + tail.numel())
     }
+}
+
+/// Makes the last of `nodes`, which are this rank's, the sum of all ranks' nodes.
+fn sum_on_hosts(sum: &mut TreeSum, world: &dyn Communicator, nodes: &[Tensor]) -> Result<()> {
+    let mut values: Vec<Vec<f32>> = nodes.iter().map(download).collect();
+    let Some(mut own) = values.pop() else { return Ok(()) };
+    for start in (0..own.len()).step_by(CHUNK) {
+        let end = own.len().min(start + CHUNK);
+        let parts: Vec<&[f32]> = values.iter().map(|node| &node[start..end]).collect();
+        sum.finish(world, &parts, &mut own[start..end])?;
+    }
+    nodes[nodes.len() - 1].shallow_clone().copy_(&Tensor::from_slice(&own));
+    Ok(())
 }
 
 /// Cuts the flat buffer behind the word embeddings into buckets, the last one first.

@@ -1,5 +1,7 @@
 //! Trains one model, publishes it and judges it on dev.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use bam_cluster::encoder::EncoderConfig;
 use bam_cluster::files;
@@ -8,14 +10,17 @@ use bam_cluster::plan::TrainStage;
 use bam_cluster::protocol::{FromRank, Outcome};
 use bam_cluster::stage_record::{Scores, Sums};
 use bam_cluster::task::{Kind, Task};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::logits::read_teacher_logits;
 use super::micro_batch;
 use super::publish::{check_model, publish};
+use crate::comm::nccl::{Library, Nccl};
+use crate::comm::preflight::{Finding, preflight};
 use crate::comm::{Host, Staged};
+use crate::control::LAST_WORD;
 use crate::data::{TokenFile, TokenSet};
-use crate::device::{DeviceLearner, Together};
+use crate::device::{DeviceLearner, Exchange, Together};
 use crate::eval::predict;
 use crate::gradient::tail_length;
 use crate::model::{Bert, Head, Parameters, parameter_count};
@@ -129,11 +134,15 @@ fn on_device(
     spans: &[Span],
 ) -> Result<Box<dyn Learner>> {
     let (world, recipe, place) = (session.world.as_ref(), &session.recipe, session.place);
+    let exchange = exchange(session)?;
+    if place.is_cuda() {
+        look_at_devices(session, &exchange)?;
+    }
     let together = Together {
         world,
         reproducible: recipe.reproducible,
         virtual_shards: recipe.virtual_shards,
-        reducer: Box::new(Staged::new(world.split("all ranks", 0)?)),
+        exchange,
         reduce_precision: recipe.cluster.reduce_precision,
     };
     let mut learner = DeviceLearner::new(model, place, stage.settings.optimizer, spans, together)?;
@@ -144,6 +153,43 @@ fn on_device(
         learner.compute_at_once(tokens);
     }
     Ok(Box::new(learner))
+}
+
+/// NCCL where every rank has a GPU of its own, else the hosts' memory.
+fn exchange(session: &Session) -> Result<Exchange> {
+    let (world, place) = (session.world.as_ref(), session.place);
+    let Device::Cuda(device) = place.device else { return Ok(Exchange::Staged(Staged(world.split("all ranks", 0)?))) };
+    if place.is_shared || world.size() == 1 {
+        return Ok(Exchange::Staged(Staged(world.split("all ranks", 0)?)));
+    }
+    // The launcher comes first, and then the watchdog.
+    let deadline = Duration::from_secs(session.recipe.cluster.deadline) + 2 * LAST_WORD;
+    let nccl = Nccl::join(Library::find(), world, device as i32, deadline, session.activity.clone())?;
+    session.control.abort_first(nccl.abort_handle());
+    tracing::info!("{}", nccl.describe());
+    Ok(Exchange::Nccl(nccl))
+}
+
+/// For so long devices are looked at before a training.
+const LOOK_FOR: Duration = Duration::from_secs(2);
+
+/// Adds up known values on all devices and compares their speeds; a warning names those that are slow.
+///
+/// # Errors
+/// A sum is wrong.
+fn look_at_devices(session: &Session, exchange: &Exchange) -> Result<()> {
+    session.activity.phase("looking at devices");
+    let world = session.world.as_ref();
+    let found = preflight(world, exchange.reducer(), session.place.device, LOOK_FOR)?;
+    let message = found.to_string();
+    if !message.is_empty() {
+        session.tell(&FromRank::Note { message })?;
+    }
+    for finding in &found.findings {
+        ensure!(!matches!(finding, Finding::WrongSum { .. }), "{finding}");
+        session.tell(&FromRank::Warning { message: finding.to_string() })?;
+    }
+    Ok(())
 }
 
 /// Gives a model its first values.
