@@ -4,6 +4,7 @@ mod backend;
 mod choice;
 mod cli;
 mod command;
+mod command_log;
 mod conduct;
 mod descriptors;
 mod doctor;
@@ -19,6 +20,7 @@ mod shell;
 mod slurm;
 mod stage_inputs;
 mod supervise;
+mod tensorboard;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

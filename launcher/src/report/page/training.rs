@@ -1,0 +1,155 @@
+//! How models learnt: curves over optimizer steps, and what was drawn from which task.
+
+use maud::{Markup, html};
+
+use super::super::curves::Point;
+use super::super::finished::Finished;
+use super::super::plot::{self, Series};
+use super::super::story::{StageStory, Story, Training};
+use super::element;
+
+/// Stages whose curves stand in the same plots: a model of several tasks by itself, all models of one task together.
+struct Group<'a> {
+    title: String,
+    stages: Vec<(&'a str, &'a Training)>,
+}
+
+/// The section of one run.
+pub fn section(run: &Finished, story: &Story) -> anyhow::Result<Markup> {
+    let groups = groups(run, story);
+    Ok(html! {
+        section {
+            h2 { "Training" }
+            @if groups.is_empty() { p { "No step has been done yet." } }
+            @for (i, group) in groups.iter().enumerate() {
+                details open[i == 0] {
+                    summary { (group.title) }
+                    div.grid { (figures(group)?) }
+                    @for (_, training) in group.stages.iter().filter(|(_, t)| t.plan.tasks.len() > 1) {
+                        (drawn(training))
+                    }
+                }
+            }
+        }
+    })
+}
+
+/// Models of several tasks first: they are what the run is for.
+fn groups<'a>(run: &Finished, story: &'a Story) -> Vec<Group<'a>> {
+    let trials = run.recipe.trials > 1;
+    let mut groups: Vec<(bool, Group)> = vec![];
+    for StageStory { name, training, .. } in &story.stages {
+        let Some(training) = training.as_ref().filter(|t| t.steps() > 0) else { continue };
+        let is_broad = training.plan.tasks.len() > 1;
+        let of_trial = if trials { format!(", trial {}", training.plan.trial) } else { String::new() };
+        let what = match (is_broad, training.plan.start.is_some(), training.plan.teachers.is_empty()) {
+            (true, ..) => name.as_str(),
+            (false, true, _) => "Fine-tuned models of one task",
+            (false, false, true) => "Models of one task",
+            (false, false, false) => "Students of one task",
+        };
+        let title = format!("{what}{of_trial}");
+        match groups.iter_mut().find(|(_, group)| !is_broad && group.title == title) {
+            Some((_, group)) => group.stages.push((name, training)),
+            None => groups.push((is_broad, Group { title, stages: vec![(name, training)] })),
+        }
+    }
+    groups.sort_by_key(|(is_broad, _)| !is_broad);
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+fn figures(group: &Group) -> anyhow::Result<Markup> {
+    let distilled = group.stages.iter().any(|(_, training)| !training.plan.teachers.is_empty());
+    let mut figures = vec![loss(group)?];
+    if let [(_, only)] = &group.stages[..] {
+        figures.extend((only.plan.tasks.len() > 1).then(|| losses_by_task(only)).transpose()?);
+    }
+    let mut add = |title, unit, of: &dyn Fn(&Point) -> f64| {
+        let series: Vec<Series> = group.stages.iter().enumerate().map(|(i, (name, t))| curve(i, name, t, of)).collect();
+        plot::lines(&series, true).map(|svg| figures.push(element::figure(title, unit, &legend(&series), &svg)))
+    };
+    if distilled {
+        add("λ", "weight of the gold labels", &|p| p.lambda)?;
+    }
+    add("Learning rate", "before layer-wise factors", &|p| p.learning_rate)?;
+    add("Gradient norm", "before clipping", &Point::gradient_norm)?;
+    add("Throughput", "samples/s", &Point::samples_per_second)?;
+    if let [_] = &group.stages[..] {
+        add("Throughput", "tokens/s, without padding", &Point::tokens_per_second)?;
+        add("Model FLOPs utilisation", "%", &|p| 100.0 * p.utilisation())?;
+    }
+    Ok(html! { @for figure in &figures { (figure) } })
+}
+
+fn curve(colour: usize, label: &str, training: &Training, of: &dyn Fn(&Point) -> f64) -> Series {
+    let points = training.curves.points.iter().map(|p| (middle(p), of(p))).collect();
+    Series { label: label.to_owned(), colour, points, band: vec![] }
+}
+
+/// Where a point stands: in the middle of its steps.
+fn middle(point: &Point) -> f64 {
+    point.first_step as f64 + (point.steps as f64 - 1.0) / 2.0
+}
+
+fn legend(series: &[Series]) -> Vec<(usize, &str)> {
+    series.iter().map(|s| (s.colour, s.label.as_str())).collect()
+}
+
+fn loss(group: &Group) -> anyhow::Result<Markup> {
+    let mut series: Vec<Series> =
+        group.stages.iter().enumerate().map(|(i, (name, t))| curve(i, name, t, &Point::loss)).collect();
+    let steps = group.stages.iter().flat_map(|(_, t)| t.curves.points.iter().map(|p| p.steps)).max().unwrap_or(1);
+    if let ([only], [(_, training)]) = (&mut series[..], &group.stages[..]) {
+        let range = |p: &Point| (middle(p), p.loss_range.0, p.loss_range.1);
+        only.band = training.curves.points.iter().map(range).collect();
+    }
+    let unit = match (steps, series.len()) {
+        (1, _) => "of each batch".to_owned(),
+        (n, 1) => format!("mean of {n} steps; band: lowest to highest"),
+        (n, _) => format!("mean of {n} steps"),
+    };
+    Ok(element::figure("Loss", &unit, &legend(&series), &plot::lines(&series, true)?))
+}
+
+fn losses_by_task(training: &Training) -> anyhow::Result<Markup> {
+    let of_task = |(colour, task): (usize, &String)| {
+        let point = |p: &Point| Some((middle(p), p.task_loss(task)?));
+        let points = training.curves.points.iter().filter_map(point).collect();
+        Series { label: task.clone(), colour, points, band: vec![] }
+    };
+    let series: Vec<Series> = training.plan.tasks.iter().enumerate().map(of_task).collect();
+    Ok(element::figure("Loss by task", "mean over the task's examples", &legend(&series), &plot::lines(&series, true)?))
+}
+
+/// What was drawn from which task.
+fn drawn(training: &Training) -> Markup {
+    let all: u64 = training.draws.iter().map(|d| d.drawn).sum();
+    let share = |drawn: u64| 100.0 * drawn as f64 / all.max(1) as f64;
+    html! {
+        h3 { "Examples drawn in " (element::grouped(training.steps())) " steps" }
+        div.scroll {
+            table {
+                thead { tr {
+                    th { "Task" } th.n { "Examples" } th.n { "Drawn" } th.n { "Passes" } th.n { "Share, planned" }
+                    th.n { "Share" } th {}
+                } }
+                tbody {
+                    @for (i, one) in training.draws.iter().enumerate() {
+                        tr {
+                            td { (one.task) }
+                            td.n { (element::grouped(one.size as u64)) }
+                            td.n { (element::grouped(one.drawn)) }
+                            td.n { (format!("{:.2}", one.drawn as f64 / one.size.max(1) as f64)) }
+                            td.n { (format!("{:.1} %", 100.0 * one.share)) }
+                            td.n { (format!("{:.1} %", share(one.drawn))) }
+                            td.wide { div.bar {
+                                i class=(format!("c{}", plot::colour_of(i)))
+                                    style=(format!("width:{:.1}%", share(one.drawn))) {}
+                            } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
