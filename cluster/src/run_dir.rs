@@ -174,7 +174,7 @@ impl RunDir {
 
     /// One line for each different command that worked on the run.
     pub fn commands(&self) -> PathBuf {
-        self.0.join("commands.jsonl")
+        self.0.join("logs").join("commands.jsonl")
     }
 
     /// The results of the whole run.

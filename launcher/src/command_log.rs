@@ -1,4 +1,4 @@
-//! `commands.jsonl`: every different command line that has worked on a run, with the version of bam that did, so that the
+//! `logs/commands.jsonl`: every different command line that has worked on a run, with the version of bam that did, so that the
 //! run can be made again.
 
 use std::fs::{self, File};
@@ -52,7 +52,11 @@ impl CommandLine {
     /// # Errors
     /// The file cannot be written.
     pub fn note(&self, run: &RunDir) -> io::Result<()> {
-        let mut file = File::options().append(true).create(true).open(run.commands())?;
+        let path = run.commands();
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let mut file = File::options().append(true).create(true).open(path)?;
         // Several jobs of a run may begin at the same time.
         file.lock()?;
         if read(run)?.iter().any(|known| known.is_as(self)) {

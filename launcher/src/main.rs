@@ -10,6 +10,7 @@ mod descriptors;
 mod doctor;
 mod failure;
 mod history;
+mod model_card;
 mod progress;
 mod project;
 mod rehearsal;

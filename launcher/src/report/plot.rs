@@ -5,17 +5,19 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-/// Width and height, in units that a page scales to what room there is.
-const SIZE: (u32, u32) = (840, 480);
-/// Height of a row of [`dots`], and what is above and below all rows.
-const ROW: u32 = 46;
-const AROUND_ROWS: u32 = 64;
-/// Size of letters: what is still read when the page is as narrow as a telephone.
-const LETTERS: u32 = 26;
+/// Width and height of [`lines`], in units that a page scales to what room there is.
+const SIZE: (u32, u32) = (680, 400);
+/// Width of [`dots`], height of one of their rows, and what is above and below all rows.
+const WIDTH_OF_ROWS: u32 = 540;
+const ROW: u32 = 38;
+const AROUND_ROWS: u32 = 46;
+/// Size of letters: what is still read when the page is as narrow as a telephone. Rows of dots are shown larger.
+const LETTERS: u32 = 30;
+const LETTERS_OF_ROWS: u32 = 21;
 const GRID: RGBColor = RGBColor(0xe3, 0xe6, 0xea);
 const AXIS: RGBColor = RGBColor(0x9a, 0xa3, 0xad);
 /// Longest name beside an axis, in letters.
-const LONGEST_NAME: usize = 16;
+const LONGEST_NAME: usize = 14;
 
 /// Colours of series; more series begin again.
 pub const COLOURS: [RGBColor; 10] = [
@@ -83,8 +85,8 @@ fn draw_lines(area: &DrawingArea<SVGBackend, Shift>, series: &[Series], last: f6
         .margin_top(14)
         .margin_right(26)
         .margin_bottom(6)
-        .x_label_area_size(76)
-        .y_label_area_size(96)
+        .x_label_area_size(82)
+        .y_label_area_size(98)
         .build_cartesian_2d(0.0..last, low..high)?;
     chart
         .configure_mesh()
@@ -97,8 +99,8 @@ fn draw_lines(area: &DrawingArea<SVGBackend, Shift>, series: &[Series], last: f6
         .x_label_formatter(&|x| tick(*x))
         .y_label_formatter(&|y| tick(*y))
         .x_desc("optimizer step")
-        .axis_desc_style(("sans-serif", LETTERS))
         .label_style(("sans-serif", LETTERS))
+        .axis_desc_style(("sans-serif", LETTERS))
         .draw()?;
     let inside = |y: f64| y.clamp(low, high);
     for one in series {
@@ -129,7 +131,7 @@ pub fn dots(rows: &[String], series: &[Dots]) -> anyhow::Result<String> {
     let height = ROW * rows.len() as u32 + AROUND_ROWS;
     let mut svg = String::new();
     {
-        let area = SVGBackend::with_string(&mut svg, (SIZE.0, height)).into_drawing_area();
+        let area = SVGBackend::with_string(&mut svg, (WIDTH_OF_ROWS, height)).into_drawing_area();
         draw_dots(&area, rows, series, (low, high)).map_err(|e| anyhow!("a plot cannot be drawn: {e}"))?;
     }
     Ok(svg)
@@ -145,8 +147,8 @@ fn draw_dots(
     let mut chart = ChartBuilder::on(area)
         .margin_top(8)
         .margin_right(30)
-        .margin_left(230)
-        .x_label_area_size(48)
+        .margin_left(160)
+        .x_label_area_size(40)
         .build_cartesian_2d(low..high, bottom..0.0)?;
     chart
         .configure_mesh()
@@ -157,12 +159,12 @@ fn draw_dots(
         .x_labels(6)
         .y_labels(0)
         .x_label_formatter(&|x| tick(*x))
-        .label_style(("sans-serif", LETTERS))
+        .label_style(("sans-serif", LETTERS_OF_ROWS))
         .draw()?;
-    let style = TextStyle::from(("sans-serif", LETTERS)).pos(Pos::new(HPos::Right, VPos::Center));
+    let style = TextStyle::from(("sans-serif", LETTERS_OF_ROWS)).pos(Pos::new(HPos::Right, VPos::Center));
     for (i, row) in rows.iter().enumerate() {
         let (_, y) = chart.backend_coord(&(low, i as f64 + 0.5));
-        area.draw(&Text::new(short(row), (218, y), style.clone()))?;
+        area.draw(&Text::new(short(row), (150, y), style.clone()))?;
         let line = [(low, i as f64 + 0.5), (high, i as f64 + 0.5)];
         chart.draw_series([PathElement::new(line, GRID)])?;
     }
@@ -171,7 +173,7 @@ fn draw_dots(
     for (i, one) in series.iter().enumerate() {
         let place = 0.5 + step * (i as f64 - (series.len() as f64 - 1.0) / 2.0);
         let colour = COLOURS[colour_of(one.colour)].mix(0.85);
-        let dot = |(row, value): &(usize, f64)| Circle::new((*value, *row as f64 + place), 7, colour.filled());
+        let dot = |(row, value): &(usize, f64)| Circle::new((*value, *row as f64 + place), 6, colour.filled());
         chart.draw_series(one.values.iter().map(dot))?;
     }
     area.present()?;

@@ -16,7 +16,7 @@ use crate::command_log::{self, CommandLine};
 use crate::history;
 
 /// Points of all curves of a page together: what keeps it small however many steps and trials there are.
-const POINTS: u64 = 12_000;
+const POINTS: u64 = 60_000;
 /// Points of one curve, at least and at most: fewer show nothing, more cannot be seen.
 const POINTS_OF_A_CURVE: (u64, u64) = (30, 240);
 
@@ -76,14 +76,7 @@ impl Story {
     /// # Errors
     /// A file is there and cannot be read.
     pub fn read(run: &RunDir, plan: &Plan, runs: usize) -> anyhow::Result<Story> {
-        let curves = |stage: &Stage| match &stage.work {
-            // The loss of each task and seven curves more.
-            StageWork::Train(train) if train.tasks.len() > 1 => train.tasks.len() as u64 + 7,
-            StageWork::Train(_) => 4,
-            _ => 0,
-        };
-        let all = plan.stages.iter().map(curves).sum::<u64>() * runs as u64;
-        let most = (POINTS / all.max(1)).clamp(POINTS_OF_A_CURVE.0, POINTS_OF_A_CURVE.1);
+        let most = points_of_a_curve(plan, runs);
         Ok(Story {
             stages: plan.stages.iter().map(|stage| StageStory::read(run, stage, most)).collect::<Result<_, _>>()?,
             jobs: at(&run.history(), |_| history::read(run))?,
@@ -92,6 +85,18 @@ impl Story {
             plan_hash: plan.hash(),
         })
     }
+}
+
+/// How many points a curve may have, at most, on a page of so many runs of this plan.
+pub fn points_of_a_curve(plan: &Plan, runs: usize) -> u64 {
+    let curves = |stage: &Stage| match &stage.work {
+        // The loss of each task, two sides of a band, and eight curves more.
+        StageWork::Train(train) if train.tasks.len() > 1 => train.tasks.len() as u64 + 10,
+        StageWork::Train(_) => 4,
+        _ => 0,
+    };
+    let all = plan.stages.iter().map(curves).sum::<u64>() * runs as u64;
+    (POINTS / all.max(1)).clamp(POINTS_OF_A_CURVE.0, POINTS_OF_A_CURVE.1)
 }
 
 impl StageStory {

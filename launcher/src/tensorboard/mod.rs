@@ -27,12 +27,13 @@ impl EventFile {
     /// The file system refuses.
     pub fn create(directory: &Path, host: &str, incarnation: u64, next_step: u64) -> io::Result<EventFile> {
         fs::create_dir_all(directory)?;
-        let since = since_1970();
-        // Read in the order of their names. Only files with `tfevents` in their names are taken for event files.
-        let name = format!("events.out.tfevents.{:010}.{host}.{incarnation:06}", since.as_secs());
+        // TensorBoard takes a file for an event file if `tfevents` is in its name, and reads files in the order of their
+        // names: that of starts, whatever the clocks of hosts say.
+        let name = format!("events.out.tfevents.{incarnation:010}.{host}");
+        let now = since_1970().as_secs_f64();
         let mut file = EventFile(File::options().append(true).create(true).open(directory.join(name))?);
-        file.add(&Event::file_version(since.as_secs_f64()))?;
-        file.add(&Event::start(since.as_secs_f64(), next_step))?;
+        file.add(&Event::file_version(now))?;
+        file.add(&Event::start(now, next_step))?;
         Ok(file)
     }
 
@@ -134,7 +135,7 @@ mod tests {
         let scores = TaskScores { metrics, examples: 9, classes_predicted: Some(2) };
         file.scores(41, &Scores::from([("rte".to_owned(), scores)])).unwrap();
         let path = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
-        assert!(path.to_str().unwrap().ends_with(".here.000003"), "{path:?}");
+        assert!(path.to_str().unwrap().ends_with("/events.out.tfevents.0000000003.here"), "{path:?}");
         let events = read(&path);
         assert_eq!(events.iter().map(|e| e.step).collect::<Vec<_>>(), [0, 40, 40, 41]);
         assert!(matches!(&events[1].what, Some(What::SessionLog(log)) if log.status == 1));

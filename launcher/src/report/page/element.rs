@@ -13,7 +13,11 @@ pub fn table(header: &[impl AsRef<str>], left: usize, rows: &[Vec<String>]) -> M
                 thead { tr { @for (i, name) in header.iter().enumerate() { th class=[class(i)] { (name.as_ref()) } } } }
                 tbody {
                     @for row in rows {
-                        tr { @for (i, cell) in row.iter().enumerate() { td class=[class(i)] { (cell) } } }
+                        tr {
+                            @for (i, cell) in row.iter().enumerate() {
+                                @if i < left { td { (cell) } } @else { td.n { (minus(cell)) } }
+                            }
+                        }
                     }
                 }
             }
@@ -21,13 +25,18 @@ pub fn table(header: &[impl AsRef<str>], left: usize, rows: &[Vec<String>]) -> M
     }
 }
 
-/// A plot under its title, with a legend if there is more than one name in it: (colour, name).
+/// A figure with a minus, which is no hyphen.
+pub fn minus(figure: &str) -> String {
+    figure.replace('-', "−")
+}
+
+/// A plot under its title, with a legend if there are names for one: (colour, name).
 pub fn figure(title: &str, unit: &str, legend: &[(usize, &str)], svg: &str) -> Markup {
     html! {
         figure {
             figcaption { b { (title) } @if !unit.is_empty() { span.unit { (unit) } } }
             (PreEscaped(svg))
-            @if legend.len() > 1 { (names(legend)) }
+            @if !legend.is_empty() { (names(legend)) }
         }
     }
 }

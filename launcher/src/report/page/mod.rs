@@ -127,3 +127,89 @@ fn colour_rules() -> String {
     };
     plot::COLOURS.iter().enumerate().map(rule).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use bam_cluster::config::Recipe;
+    use bam_cluster::plan::{Plan, StageWork, TaskSize, TrainStage};
+    use bam_cluster::protocol::StepReport;
+    use bam_cluster::run_dir::RunDir;
+
+    use super::super::curves::Curves;
+    use super::super::draws::Draws;
+    use super::super::story::{StageStory, Training, points_of_a_curve};
+    use super::*;
+
+    const GLUE: [(&str, usize); 8] = [
+        ("cola", 8_551),
+        ("sst2", 67_349),
+        ("mrpc", 3_668),
+        ("stsb", 5_749),
+        ("qqp", 363_846),
+        ("mnli", 392_702),
+        ("qnli", 104_743),
+        ("rte", 2_490),
+    ];
+
+    fn trained(plan: &TrainStage, most: u64) -> Training {
+        let report = |step: u64| StepReport {
+            step,
+            loss: 1.0 + (step as f64).sin() / (1.0 + step as f64 / 1e4),
+            task_losses: plan.tasks.iter().map(|task| (task.clone(), 0.5 + (step as f64).cos() / 3.0)).collect(),
+            lambda: plan.schedule.lambda(step),
+            learning_rate: plan.schedule.learning_rate(step),
+            gradient_norm: 1.0 + (step % 97) as f64,
+            examples: plan.settings.batch_size,
+            tokens: 4000 + step % 1000,
+            seconds: 0.1 + (step % 7) as f64 / 100.0,
+            phases: Default::default(),
+            bytes_reduced: 1 << 28,
+            utilisation: 0.5,
+        };
+        let total = plan.schedule.total_steps;
+        let draws =
+            plan.tasks.iter().map(|task| Draws { task: task.clone(), size: 9, share: 0.1, drawn: 99 }).collect();
+        Training { plan: plan.clone(), curves: Curves::of((0..total).map(report), total, most), draws }
+    }
+
+    /// All of GLUE, five times: 46,000 steps a student.
+    #[test]
+    fn a_page_on_many_steps_and_trials_is_small() {
+        let names = GLUE.map(|(task, _)| task).join(", ");
+        let text = format!("name: big\ntrials: 5\nmodel: {{ path: /m }}\ndata: {{ glue: /g, tasks: [{names}] }}\n");
+        let recipe: Recipe = serde_norway::from_str(&text).unwrap();
+        let size =
+            |(task, train): (&str, usize)| TaskSize { task: task.into(), train, dev: 9, further: Default::default() };
+        let plan = Plan::derive(&recipe, &GLUE.map(size));
+        let most = points_of_a_curve(&plan, 1);
+        let stage = |stage: &bam_cluster::plan::Stage| StageStory {
+            name: stage.name.clone(),
+            is_begun: true,
+            record: None,
+            inputs: Default::default(),
+            starts: vec![],
+            training: match &stage.work {
+                StageWork::Train(train) => Some(trained(train, most)),
+                _ => None,
+            },
+        };
+        let story = Story {
+            stages: plan.stages.iter().map(stage).collect(),
+            jobs: vec![],
+            commands: vec![],
+            recipe: text,
+            plan_hash: plan.hash(),
+        };
+        let student = story.stages.iter().find(|s| s.name == "student").and_then(|s| s.training.as_ref()).unwrap();
+        assert!(student.steps() > 40_000 && student.curves.points.len() > 150);
+        let dir = tempfile::tempdir().unwrap();
+        let run = Finished::collect(RunDir::new(dir.path()), recipe, plan).unwrap();
+        let runs = [run];
+        let comparison = Comparison::of(&runs);
+        let tests = Err("there are no predictions".to_owned());
+        let content = Content { runs: &runs, stories: &[story], comparison: &comparison, tests, with_published: true };
+        let page = render(&content).unwrap();
+        assert!(page.len() < 2_000_000, "{} bytes", page.len());
+        assert!(page.contains("No tests: there are no predictions") && page.contains("Single→Multi, published"));
+    }
+}

@@ -12,6 +12,7 @@ use super::{Content, element};
 pub fn section(content: &Content) -> anyhow::Result<Markup> {
     let comparison = content.comparison;
     let collapsed = content.runs.iter().flat_map(|run| &run.results.collapsed);
+    let collapsed: Vec<String> = collapsed.map(|(stage, task)| format!("{stage} on {task}")).collect();
     Ok(html! {
         section {
             h2 { "Results on dev" }
@@ -28,8 +29,8 @@ pub fn section(content: &Content) -> anyhow::Result<Markup> {
             }
             p.hint { "In percent; of several models with different seeds the median and [lowest–highest]." }
             @if content.with_published { @for note in published_notes() { p.hint { (note) } } }
-            @for (stage, task) in collapsed {
-                p.note { "'" (stage) "' has collapsed on '" (task) "': it predicts the same class for every dev example" }
+            @if !collapsed.is_empty() {
+                p.note { "Collapsed, that is, the same class for every dev example: " (collapsed.join(", ")) }
             }
             (every_model(comparison)?)
             (tests(content))
@@ -72,7 +73,9 @@ fn tests(content: &Content) -> Markup {
                         tbody {
                             @for (test, row) in tests.iter().zip(&rows) {
                                 tr.sure[test.is_significant()] {
-                                    @for (i, cell) in row.iter().enumerate() { td.n[(1..4).contains(&i)] { (cell) } }
+                                    @for (i, cell) in row.iter().enumerate() {
+                                        @if (1..4).contains(&i) { td.n { (element::minus(cell)) } } @else { td { (cell) } }
+                                    }
                                 }
                             }
                         }

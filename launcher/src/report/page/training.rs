@@ -14,6 +14,14 @@ struct Group<'a> {
     stages: Vec<(&'a str, &'a Training)>,
 }
 
+impl Group<'_> {
+    /// The names of its models; none where the title says which model it is.
+    fn legend<'a>(&self, series: &'a [Series]) -> Vec<(usize, &'a str)> {
+        let is_broad = self.stages.iter().all(|(_, training)| training.plan.tasks.len() > 1);
+        if is_broad { vec![] } else { legend(series) }
+    }
+}
+
 /// The section of one run.
 pub fn section(run: &Finished, story: &Story) -> anyhow::Result<Markup> {
     let groups = groups(run, story);
@@ -43,7 +51,8 @@ fn groups<'a>(run: &Finished, story: &'a Story) -> Vec<Group<'a>> {
         let is_broad = training.plan.tasks.len() > 1;
         let of_trial = if trials { format!(", trial {}", training.plan.trial) } else { String::new() };
         let what = match (is_broad, training.plan.start.is_some(), training.plan.teachers.is_empty()) {
-            (true, ..) => name.as_str(),
+            // A trial's number is in the stage's name, too.
+            (true, ..) => name.split('@').next().unwrap_or_default(),
             (false, true, _) => "Fine-tuned models of one task",
             (false, false, true) => "Models of one task",
             (false, false, false) => "Students of one task",
@@ -66,7 +75,7 @@ fn figures(group: &Group) -> anyhow::Result<Markup> {
     }
     let mut add = |title, unit, of: &dyn Fn(&Point) -> f64| {
         let series: Vec<Series> = group.stages.iter().enumerate().map(|(i, (name, t))| curve(i, name, t, of)).collect();
-        plot::lines(&series, true).map(|svg| figures.push(element::figure(title, unit, &legend(&series), &svg)))
+        plot::lines(&series, true).map(|svg| figures.push(element::figure(title, unit, &group.legend(&series), &svg)))
     };
     if distilled {
         add("λ", "weight of the gold labels", &|p| p.lambda)?;
@@ -108,7 +117,7 @@ fn loss(group: &Group) -> anyhow::Result<Markup> {
         (n, 1) => format!("mean of {n} steps; band: lowest to highest"),
         (n, _) => format!("mean of {n} steps"),
     };
-    Ok(element::figure("Loss", &unit, &legend(&series), &plot::lines(&series, true)?))
+    Ok(element::figure("Loss", &unit, &group.legend(&series), &plot::lines(&series, true)?))
 }
 
 fn losses_by_task(training: &Training) -> anyhow::Result<Markup> {
