@@ -45,8 +45,9 @@ impl Browser {
         found.map(Browser)
     }
 
-    fn run(&self, directory: &Path, size: (u32, u32), scheme: Scheme, arguments: &[String]) -> (String, String) {
-        let profile = tempfile::tempdir_in(directory).unwrap();
+    /// What it prints on stdout and stderr.
+    fn run(&self, size: (u32, u32), scheme: Scheme, arguments: &[String]) -> (String, String) {
+        let profile = tempfile::tempdir().unwrap();
         let mut command = Command::new(&self.0);
         command
             .args([
@@ -76,10 +77,10 @@ impl Browser {
     /// # Panics
     /// The page makes the browser complain.
     pub fn picture(&self, page: &Path, size: (u32, u32), scheme: Scheme) -> Picture {
-        let directory = page.parent().unwrap();
-        let target = directory.join(format!("{}-{scheme:?}.png", size.0));
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("picture.png");
         let arguments = [format!("--screenshot={}", target.display()), format!("file://{}", page.display())];
-        let (_, said) = self.run(directory, size, scheme, &arguments);
+        let (_, said) = self.run(size, scheme, &arguments);
         // What scripts and style sheets are wrong about, and what cannot be loaded.
         assert!(!said.contains("CONSOLE"), "{said}");
         read_png(&target)
@@ -88,7 +89,7 @@ impl Browser {
     /// The document as scripts have left it.
     pub fn document(&self, page: &Path, size: (u32, u32)) -> String {
         let arguments = ["--dump-dom".to_owned(), format!("file://{}", page.display())];
-        self.run(page.parent().unwrap(), size, Scheme::Light, &arguments).0
+        self.run(size, Scheme::Light, &arguments).0
     }
 }
 

@@ -126,7 +126,7 @@ fn a_page_tells_everything_and_needs_nothing() {
         "Examples drawn in",
         "Where a step&#39;s time goes",
         "One start more than there are stages",
-        "was killed by SIGKILL",
+        "was killed by signal 9",
         "run recipe.yaml --inject student:kill:0:step-31",
         "&lt;/pre&gt;&lt;script&gt;alert(1)",
         run.json("stages/student/done.json")["outputs"]["model"].as_str().unwrap(),

@@ -11,7 +11,7 @@ use bam_cluster::run_dir::RunDir;
 use serde_json::{Value, json};
 
 use crate::cli::{ReportArguments, ReportFormat};
-use crate::report::{self, Comparison, Finished, NotARun, render_tests};
+use crate::report::{self, Comparison, JudgedRun, NotARun, render_tests};
 
 /// A report that cannot be made as it is asked for.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +26,7 @@ pub enum ReportError {
 
 /// Makes the report of one run or several.
 pub fn run(arguments: &ReportArguments) -> anyhow::Result<u8> {
-    let runs: Vec<Finished> = arguments.run_dirs.iter().map(|d| finished(d)).collect::<Result<_, _>>()?;
+    let runs: Vec<JudgedRun> = arguments.run_dirs.iter().map(|d| judged(d)).collect::<Result<_, _>>()?;
     let ReportArguments { tests, published, to, .. } = arguments;
     let text = match if arguments.json { ReportFormat::Json } else { arguments.format } {
         ReportFormat::Html => {
@@ -60,7 +60,7 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<u8> {
 ///
 /// # Errors
 /// Something of the runs cannot be read, or the page cannot be written.
-pub(super) fn write_page(runs: &[Finished], with_published: bool, to: &Path) -> anyhow::Result<()> {
+pub(super) fn write_page(runs: &[JudgedRun], with_published: bool, to: &Path) -> anyhow::Result<()> {
     write(to, &report::page(runs, with_published)?)
 }
 
@@ -70,7 +70,7 @@ fn write(to: &Path, text: &str) -> anyhow::Result<()> {
     files::write_atomically(&path, text.as_bytes()).with_context(|| format!("cannot write {}", to.display()))
 }
 
-fn table(runs: &[Finished], with_tests: bool, with_published: bool) -> anyhow::Result<String> {
+fn table(runs: &[JudgedRun], with_tests: bool, with_published: bool) -> anyhow::Result<String> {
     let comparison = Comparison::of(runs);
     let mut text = match runs {
         [only] if !with_published => only.results.render(),
@@ -83,7 +83,7 @@ fn table(runs: &[Finished], with_tests: bool, with_published: bool) -> anyhow::R
 }
 
 /// `runs`: of each what its `report.json` has; `tests` and `published` if they are asked for.
-fn for_programs(runs: &[Finished], with_tests: bool, with_published: bool) -> anyhow::Result<Value> {
+fn for_programs(runs: &[JudgedRun], with_tests: bool, with_published: bool) -> anyhow::Result<Value> {
     let mut value = json!({ "runs": runs.iter().map(|run| run.results.to_json()).collect::<Vec<_>>() });
     if with_tests {
         let comparison = Comparison::of(runs);
@@ -96,11 +96,11 @@ fn for_programs(runs: &[Finished], with_tests: bool, with_published: bool) -> an
     Ok(value)
 }
 
-fn finished(directory: &Path) -> anyhow::Result<Finished> {
+fn judged(directory: &Path) -> anyhow::Result<JudgedRun> {
     let run = RunDir::new(directory);
     let plan = plan_of(&run)?;
     let recipe = config::load_resolved(&run.recipe())?;
-    Finished::collect(run, recipe, plan)
+    JudgedRun::collect(run, recipe, plan)
 }
 
 /// The plan that a run follows.

@@ -19,7 +19,7 @@ use crate::failure;
 use crate::history::{History, HistoryError};
 use crate::progress::{self, Kept, StageProgress};
 use crate::project::Project;
-use crate::report::Finished;
+use crate::report::JudgedRun;
 use crate::run_claim;
 use crate::run_lock::RunLock;
 use crate::slurm::{Allocation, REPORT};
@@ -173,12 +173,11 @@ pub fn predict(mut arguments: PredictArguments) -> anyhow::Result<u8> {
 
 /// Writes and prints the results; without those of all stages, that is a failure.
 fn report(project: &Project, run: &RunDir) -> anyhow::Result<u8> {
-    let finished = Finished::collect(run.clone(), project.recipe.clone(), project.plan.clone())?;
+    let judged = JudgedRun::collect(run.clone(), project.recipe.clone(), project.plan.clone())?;
     let path = run.report();
-    files::write_json(&path, &finished.results.to_json())
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    super::print(&finished.results.render())?;
-    let is_complete = finished.results.missing.is_empty();
-    super::report::write_page(&[finished], false, &run.report_page())?;
+    files::write_json(&path, &judged.results.to_json()).with_context(|| format!("cannot write {}", path.display()))?;
+    super::print(&judged.results.render())?;
+    let is_complete = judged.results.missing.is_empty();
+    super::report::write_page(&[judged], false, &run.report_page())?;
     Ok(if is_complete { exit_code::DONE } else { exit_code::FAILURE })
 }

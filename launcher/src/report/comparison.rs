@@ -3,7 +3,7 @@
 
 use bam_cluster::task::Metric;
 
-use super::finished::Finished;
+use super::judged_run::JudgedRun;
 use super::layout::plain_table;
 use super::published;
 use super::results::Column;
@@ -20,7 +20,7 @@ pub struct Comparison<'a> {
 /// One line: a kind of models of one run.
 pub struct Line<'a> {
     /// The run.
-    pub of: &'a Finished,
+    pub of: &'a JudgedRun,
     /// The models.
     pub column: &'a Column,
     /// What the models are called, with the run's name where several have such models.
@@ -36,9 +36,9 @@ impl Line<'_> {
 
 impl<'a> Comparison<'a> {
     /// All kinds of models of these runs.
-    pub fn of(runs: &'a [Finished]) -> Comparison<'a> {
+    pub fn of(runs: &'a [JudgedRun]) -> Comparison<'a> {
         let columns = || runs.iter().flat_map(|of| of.results.columns.iter().map(move |column| (of, column)));
-        let line = |(of, column): (&'a Finished, &'a Column)| {
+        let line = |(of, column): (&'a JudgedRun, &'a Column)| {
             let alike = columns().filter(|(_, other)| other.kind == column.kind).count();
             let title = column.kind.title;
             let label = if alike > 1 { format!("{title} ({})", of.results.name) } else { title.to_owned() };

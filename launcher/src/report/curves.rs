@@ -36,27 +36,47 @@ pub struct Point {
 }
 
 impl Point {
-    fn add(&mut self, report: &StepReport) {
+    /// One step.
+    fn of(report: &StepReport) -> Point {
+        Point {
+            first_step: report.step,
+            steps: 1,
+            loss: report.loss,
+            loss_range: (report.loss, report.loss),
+            task_losses: report.task_losses.iter().map(|(task, loss)| (task.clone(), (*loss, 1))).collect(),
+            lambda: report.lambda,
+            learning_rate: report.learning_rate,
+            gradient_norm: report.gradient_norm,
+            examples: report.examples as u64,
+            tokens: report.tokens,
+            seconds: report.seconds,
+            utilised: report.utilisation * report.seconds,
+            phases: report.phases,
+            bytes_reduced: report.bytes_reduced,
+        }
+    }
+
+    /// Takes in the steps that follow.
+    fn add(&mut self, next: &Point) {
         if self.steps == 0 {
-            self.first_step = report.step;
-            (self.lambda, self.learning_rate) = (report.lambda, report.learning_rate);
-            self.loss_range = (report.loss, report.loss);
+            *self = next.clone();
+            return;
         }
-        self.steps += 1;
-        self.loss += report.loss;
-        self.loss_range = (self.loss_range.0.min(report.loss), self.loss_range.1.max(report.loss));
-        for (task, loss) in &report.task_losses {
-            let (sum, steps) = self.task_losses.entry(task.clone()).or_default();
-            *sum += loss;
-            *steps += 1;
+        self.steps += next.steps;
+        self.loss += next.loss;
+        let (low, high) = next.loss_range;
+        self.loss_range = (self.loss_range.0.min(low), self.loss_range.1.max(high));
+        for (task, (loss, steps)) in &next.task_losses {
+            let known = self.task_losses.entry(task.clone()).or_default();
+            *known = (known.0 + loss, known.1 + steps);
         }
-        self.gradient_norm += report.gradient_norm;
-        self.examples += report.examples as u64;
-        self.tokens += report.tokens;
-        self.seconds += report.seconds;
-        self.utilised += report.utilisation * report.seconds;
-        self.bytes_reduced += report.bytes_reduced;
-        let (sums, more) = (&mut self.phases, &report.phases);
+        self.gradient_norm += next.gradient_norm;
+        self.examples += next.examples;
+        self.tokens += next.tokens;
+        self.seconds += next.seconds;
+        self.utilised += next.utilised;
+        self.bytes_reduced += next.bytes_reduced;
+        let (sums, more) = (&mut self.phases, &next.phases);
         sums.data += more.data;
         sums.forward += more.forward;
         sums.backward += more.backward;
@@ -149,12 +169,23 @@ impl Curves {
             if is_next {
                 curves.points.push(Point::default());
             }
+            let one = Point::of(&report);
             if let Some(point) = curves.points.last_mut() {
-                point.add(&report);
+                point.add(&one);
             }
-            curves.whole.add(&report);
+            curves.whole.add(&one);
         }
         curves
+    }
+
+    /// The same as at most `most` points, each of as many of these.
+    pub fn coarse(&self, most: usize) -> Vec<Point> {
+        let joined = |points: &[Point]| {
+            let mut sum = Point::default();
+            points.iter().for_each(|point| sum.add(point));
+            sum
+        };
+        self.points.chunks(self.points.len().div_ceil(most.max(1)).max(1)).map(joined).collect()
     }
 
     /// Reads `metrics.jsonl`; nothing where there is none. A line that is just being written is left out.
@@ -179,7 +210,7 @@ mod tests {
         StepReport {
             step,
             loss: step as f64,
-            task_losses: if step % 2 == 0 { BTreeMap::from([("a".to_owned(), 1.0)]) } else { BTreeMap::new() },
+            task_losses: if step.is_multiple_of(2) { BTreeMap::from([("a".to_owned(), 1.0)]) } else { BTreeMap::new() },
             lambda: step as f64 / 100.0,
             learning_rate: 0.1,
             gradient_norm: 2.0,
@@ -206,6 +237,9 @@ mod tests {
             (curves.whole.steps, curves.whole.samples_per_second(), curves.whole.utilisation()),
             (95, 20.0, 0.5)
         );
+        let coarse = curves.coarse(3);
+        assert_eq!(coarse.iter().map(|p| (p.first_step, p.steps)).collect::<Vec<_>>(), [(0, 40), (40, 40), (80, 15)]);
+        assert_eq!((coarse[1].loss(), coarse[1].loss_range), (59.5, (40.0, 79.0)));
         let parts = curves.whole.parts();
         assert!((parts.iter().map(|(_, share)| share).sum::<f64>() - 1.0).abs() < 1e-9);
         assert!((parts[6].1 - 0.2).abs() < 1e-9, "{parts:?}");

@@ -13,9 +13,9 @@ pub fn render(comparison: &Comparison, tests: &[Test], with_published: bool) -> 
     let titles: String = comparison.tasks.iter().map(|(task, _)| format!(" & {}", title(task))).collect();
     let metric = |(_, metric): &(String, Metric)| format!(" & {{\\footnotesize {}}}", metric.name());
     let metrics: String = comparison.tasks.iter().map(metric).collect();
-    let mut text = format!(
-        "% Needs \\usepackage{{booktabs}}. Dev sets, in percent; of several models the median and [lowest--highest].\n"
-    );
+    let mut text =
+        "% Needs \\usepackage{booktabs}. Dev sets, in percent; of several models the median and [lowest--highest].\n"
+            .to_owned();
     if !tests.is_empty() {
         text += "% $^{s}$, $^{m}$: differs from Single, Multi by more than chance (p < 0.05, corrected after Holm).\n";
     }

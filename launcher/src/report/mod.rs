@@ -3,7 +3,7 @@
 mod comparison;
 mod curves;
 mod draws;
-mod finished;
+mod judged_run;
 mod latex;
 mod layout;
 mod page;
@@ -21,7 +21,7 @@ mod table;
 use std::path::PathBuf;
 
 pub use comparison::Comparison;
-pub use finished::Finished;
+pub use judged_run::JudgedRun;
 pub use latex::render as latex;
 pub use layout::plain_table;
 pub use page::of as page;

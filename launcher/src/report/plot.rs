@@ -13,7 +13,7 @@ const ROW: u32 = 38;
 const AROUND_ROWS: u32 = 46;
 /// Size of letters: what is still read when the page is as narrow as a telephone. Rows of dots are shown larger.
 const LETTERS: u32 = 30;
-const LETTERS_OF_ROWS: u32 = 21;
+const LETTERS_OF_ROWS: u32 = 22;
 const GRID: RGBColor = RGBColor(0xe3, 0xe6, 0xea);
 const AXIS: RGBColor = RGBColor(0x9a, 0xa3, 0xad);
 /// Longest name beside an axis, in letters.
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn an_axis_holds_its_values() {
-        assert_eq!(axis([].into_iter(), false), (0.0, 1.0));
+        assert_eq!(axis([].into_iter(), true), (0.0, 1.06));
         assert_eq!(axis([0.0, 1.0].into_iter(), true), (0.0, 1.06));
         let (low, high) = axis([3.0].into_iter(), false);
         assert!(low < 3.0 && high > 3.0);

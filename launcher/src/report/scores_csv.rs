@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::finished::Finished;
+use super::judged_run::JudgedRun;
 use super::published;
 
 /// What stands for the run in lines of published numbers.
@@ -31,7 +31,7 @@ struct Row<'a> {
 ///
 /// # Errors
 /// None that can happen in memory; they are csv's to name.
-pub fn render(runs: &[Finished], with_published: bool) -> anyhow::Result<String> {
+pub fn render(runs: &[JudgedRun], with_published: bool) -> anyhow::Result<String> {
     let mut writer = csv::Writer::from_writer(vec![]);
     for run in runs {
         add(&mut writer, run)?;
@@ -48,7 +48,7 @@ pub fn render(runs: &[Finished], with_published: bool) -> anyhow::Result<String>
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
-fn add(writer: &mut csv::Writer<Vec<u8>>, Finished { results, .. }: &Finished) -> csv::Result<()> {
+fn add(writer: &mut csv::Writer<Vec<u8>>, JudgedRun { results, .. }: &JudgedRun) -> csv::Result<()> {
     for column in &results.columns {
         for sample in &column.samples {
             for (split, scores) in [("dev", &sample.scores), ("dev-mismatched", &sample.mismatched)] {

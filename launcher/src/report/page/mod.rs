@@ -11,7 +11,7 @@ mod training;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::comparison::Comparison;
-use super::finished::Finished;
+use super::judged_run::JudgedRun;
 use super::plot;
 use super::significance::{self, Test};
 use super::story::Story;
@@ -22,7 +22,7 @@ const STYLE: &str = include_str!("style.css");
 /// What a page shows.
 pub struct Content<'a> {
     /// The runs.
-    pub runs: &'a [Finished],
+    pub runs: &'a [JudgedRun],
     /// How each of them went.
     pub stories: &'a [Story],
     /// Their kinds of models, side by side.
@@ -37,8 +37,8 @@ pub struct Content<'a> {
 ///
 /// # Errors
 /// Something is there and cannot be read.
-pub fn of(runs: &[Finished], with_published: bool) -> anyhow::Result<String> {
-    let read = |run: &Finished| Story::read(&run.run, &run.plan, runs.len());
+pub fn of(runs: &[JudgedRun], with_published: bool) -> anyhow::Result<String> {
+    let read = |run: &JudgedRun| Story::read(&run.run, &run.plan, runs.len());
     let stories: Vec<Story> = runs.iter().map(read).collect::<Result<_, _>>()?;
     let comparison = Comparison::of(runs);
     // That predictions are gone is no reason to show nothing.
@@ -91,7 +91,7 @@ pub fn render(content: &Content) -> anyhow::Result<String> {
 }
 
 /// What a run is, in three lines.
-fn head(run: &Finished, story: &Story) -> Markup {
+fn head(run: &JudgedRun, story: &Story) -> Markup {
     let (results, recipe) = (&run.results, &run.recipe);
     let done = story.stages.iter().filter(|stage| stage.record.is_some()).count();
     let seconds: f64 = results.seconds.values().sum();
@@ -203,7 +203,7 @@ mod tests {
         let student = story.stages.iter().find(|s| s.name == "student").and_then(|s| s.training.as_ref()).unwrap();
         assert!(student.steps() > 40_000 && student.curves.points.len() > 150);
         let dir = tempfile::tempdir().unwrap();
-        let run = Finished::collect(RunDir::new(dir.path()), recipe, plan).unwrap();
+        let run = JudgedRun::collect(RunDir::new(dir.path()), recipe, plan).unwrap();
         let runs = [run];
         let comparison = Comparison::of(&runs);
         let tests = Err("there are no predictions".to_owned());

@@ -1,6 +1,5 @@
 //! What it takes to make the run again: commands, versions, recipe, sums of everything that went in and came out.
 
-use bam_cluster::digest;
 use maud::{Markup, html};
 
 use super::super::story::Story;
@@ -15,7 +14,7 @@ pub fn section(story: &Story) -> Markup {
                 pre.command { "cd " (crate::shell::quoted(&command.directory)) "\n" (command.command) }
                 p.hint { "bam " (command.version) " on " (command.host) ", first given at " (command.time) }
             }
-            dl.facts { (element::fact("Plan", digest::short(&story.plan_hash))) }
+            p.hint { "Plan: " code { (story.plan_hash) } }
             details {
                 summary { "Recipe, with all defaults" }
                 pre { (story.recipe) }

@@ -32,8 +32,10 @@ pub fn section(content: &Content) -> anyhow::Result<Markup> {
             @if !collapsed.is_empty() {
                 p.note { "Collapsed, that is, the same class for every dev example: " (collapsed.join(", ")) }
             }
-            (every_model(comparison)?)
-            (tests(content))
+            div.pair {
+                (every_model(comparison)?)
+                (tests(content))
+            }
         }
     })
 }
@@ -52,15 +54,15 @@ fn every_model(comparison: &Comparison) -> anyhow::Result<Markup> {
     };
     let series: Vec<Dots> = comparison.lines.iter().enumerate().map(dots).collect();
     if series.iter().all(|one| one.values.is_empty()) {
-        return Ok(html! { p { "No model has been judged yet." } });
+        return Ok(html! { div { p { "No model has been judged yet." } } });
     }
     let legend: Vec<(usize, &str)> = comparison.lines.iter().enumerate().map(|(i, l)| (i, l.label.as_str())).collect();
     let svg = plot::dots(&rows, &series)?;
-    Ok(html! { div.one { (element::figure("Every model's main score on dev", "%", &legend, &svg)) } })
+    Ok(html! { div { (element::figure("Every model's main score on dev", "%", &legend, &svg)) } })
 }
 
 fn tests(content: &Content) -> Markup {
-    html! {
+    html! { div {
         h3 { "More than chance?" }
         @match &content.tests {
             Err(why) => p.note { "No tests: " (why) },
@@ -81,8 +83,8 @@ fn tests(content: &Content) -> Markup {
                         }
                     }
                 }
-                p.hint { (significance::how(tests.len())) }
+                p.hint { "How: " (significance::how(tests.len())) }
             }
         }
-    }
+    } }
 }

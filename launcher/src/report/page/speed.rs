@@ -3,21 +3,16 @@
 use maud::{Markup, html};
 
 use super::super::plot;
-use super::super::story::{Story, Training};
+use super::super::story::{StageStory, Story, Training};
 use super::element;
 
 /// The section of one run.
-pub fn section(story: &Story) -> Markup {
-    let trained = || {
-        let of_stage =
-            |stage: &'_ super::super::story::StageStory| stage.training.as_ref().is_some_and(|t| t.steps() > 0);
-        story.stages.iter().filter(move |stage| of_stage(stage))
-    };
-    if trained().next().is_none() {
-        return html! {};
-    }
-    let parts =
-        trained().filter_map(|s| s.training.as_ref()).map(|t| t.curves.whole.parts()).next().unwrap_or_default();
+pub fn section<'a>(story: &'a Story) -> Markup {
+    let of_stage =
+        |stage: &'a StageStory| Some((stage.name.as_str(), stage.training.as_ref().filter(|t| t.steps() > 0)?));
+    let trained: Vec<(&str, &Training)> = story.stages.iter().filter_map(of_stage).collect();
+    let Some((_, first)) = trained.first() else { return html! {} };
+    let parts = first.curves.whole.parts();
     let legend: Vec<(usize, &str)> = parts.iter().enumerate().map(|(i, (name, _))| (i, *name)).collect();
     html! {
         section {
@@ -30,9 +25,7 @@ pub fn section(story: &Story) -> Markup {
                         th.n { "Reduced a step" } th { "Where a step's time goes" }
                     } }
                     tbody {
-                        @for stage in trained() {
-                            @if let Some(training) = &stage.training { (row(&stage.name, training)) }
-                        }
+                        @for (name, training) in &trained { (row(name, training)) }
                     }
                 }
             }

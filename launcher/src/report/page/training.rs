@@ -3,10 +3,14 @@
 use maud::{Markup, html};
 
 use super::super::curves::Point;
-use super::super::finished::Finished;
+use super::super::judged_run::JudgedRun;
 use super::super::plot::{self, Series};
 use super::super::story::{StageStory, Story, Training};
 use super::element;
+
+/// Points of curves of what changes by itself, and of speeds, in which a step alone says little.
+const FINE: usize = usize::MAX;
+const COARSE: usize = 40;
 
 /// Stages whose curves stand in the same plots: a model of several tasks by itself, all models of one task together.
 struct Group<'a> {
@@ -23,7 +27,7 @@ impl Group<'_> {
 }
 
 /// The section of one run.
-pub fn section(run: &Finished, story: &Story) -> anyhow::Result<Markup> {
+pub fn section(run: &JudgedRun, story: &Story) -> anyhow::Result<Markup> {
     let groups = groups(run, story);
     Ok(html! {
         section {
@@ -43,7 +47,7 @@ pub fn section(run: &Finished, story: &Story) -> anyhow::Result<Markup> {
 }
 
 /// Models of several tasks first: they are what the run is for.
-fn groups<'a>(run: &Finished, story: &'a Story) -> Vec<Group<'a>> {
+fn groups<'a>(run: &JudgedRun, story: &'a Story) -> Vec<Group<'a>> {
     let trials = run.recipe.trials > 1;
     let mut groups: Vec<(bool, Group)> = vec![];
     for StageStory { name, training, .. } in &story.stages {
@@ -73,25 +77,27 @@ fn figures(group: &Group) -> anyhow::Result<Markup> {
     if let [(_, only)] = &group.stages[..] {
         figures.extend((only.plan.tasks.len() > 1).then(|| losses_by_task(only)).transpose()?);
     }
-    let mut add = |title, unit, of: &dyn Fn(&Point) -> f64| {
-        let series: Vec<Series> = group.stages.iter().enumerate().map(|(i, (name, t))| curve(i, name, t, of)).collect();
+    let mut add = |title, unit, most: usize, of: &dyn Fn(&Point) -> f64| {
+        let curve =
+            |(i, (name, training)): (usize, &(&str, &Training))| curve(i, name, &training.curves.coarse(most), of);
+        let series: Vec<Series> = group.stages.iter().enumerate().map(curve).collect();
         plot::lines(&series, true).map(|svg| figures.push(element::figure(title, unit, &group.legend(&series), &svg)))
     };
     if distilled {
-        add("λ", "weight of the gold labels", &|p| p.lambda)?;
+        add("λ", "weight of the gold labels", FINE, &|p| p.lambda)?;
     }
-    add("Learning rate", "before layer-wise factors", &|p| p.learning_rate)?;
-    add("Gradient norm", "before clipping", &Point::gradient_norm)?;
-    add("Throughput", "samples/s", &Point::samples_per_second)?;
+    add("Learning rate", "before layer-wise factors", FINE, &|p| p.learning_rate)?;
+    add("Gradient norm", "before clipping", FINE, &Point::gradient_norm)?;
+    add("Throughput", "samples/s", COARSE, &Point::samples_per_second)?;
     if let [_] = &group.stages[..] {
-        add("Throughput", "tokens/s, without padding", &Point::tokens_per_second)?;
-        add("Model FLOPs utilisation", "%", &|p| 100.0 * p.utilisation())?;
+        add("Throughput", "tokens/s, without padding", COARSE, &Point::tokens_per_second)?;
+        add("Model FLOPs utilisation", "%", COARSE, &|p| 100.0 * p.utilisation())?;
     }
     Ok(html! { @for figure in &figures { (figure) } })
 }
 
-fn curve(colour: usize, label: &str, training: &Training, of: &dyn Fn(&Point) -> f64) -> Series {
-    let points = training.curves.points.iter().map(|p| (middle(p), of(p))).collect();
+fn curve(colour: usize, label: &str, points: &[Point], of: &dyn Fn(&Point) -> f64) -> Series {
+    let points = points.iter().map(|p| (middle(p), of(p))).collect();
     Series { label: label.to_owned(), colour, points, band: vec![] }
 }
 
@@ -106,7 +112,7 @@ fn legend(series: &[Series]) -> Vec<(usize, &str)> {
 
 fn loss(group: &Group) -> anyhow::Result<Markup> {
     let mut series: Vec<Series> =
-        group.stages.iter().enumerate().map(|(i, (name, t))| curve(i, name, t, &Point::loss)).collect();
+        group.stages.iter().enumerate().map(|(i, (name, t))| curve(i, name, &t.curves.points, &Point::loss)).collect();
     let steps = group.stages.iter().flat_map(|(_, t)| t.curves.points.iter().map(|p| p.steps)).max().unwrap_or(1);
     if let ([only], [(_, training)]) = (&mut series[..], &group.stages[..]) {
         let range = |p: &Point| (middle(p), p.loss_range.0, p.loss_range.1);

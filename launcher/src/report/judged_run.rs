@@ -1,4 +1,4 @@
-//! A run, finished or not, as reports look at it.
+//! A run, finished or not, with what its models have scored so far.
 
 use bam_cluster::config::Recipe;
 use bam_cluster::plan::Plan;
@@ -9,7 +9,7 @@ use super::results::Results;
 
 /// A run with its results so far.
 #[derive(Debug)]
-pub struct Finished {
+pub struct JudgedRun {
     /// Where it is.
     pub run: RunDir,
     /// What was asked for.
@@ -20,14 +20,14 @@ pub struct Finished {
     pub results: Results,
 }
 
-impl Finished {
+impl JudgedRun {
     /// Collects the results of a run.
     ///
     /// # Errors
     /// A file of scores cannot be read.
-    pub fn collect(run: RunDir, recipe: Recipe, plan: Plan) -> anyhow::Result<Finished> {
+    pub fn collect(run: RunDir, recipe: Recipe, plan: Plan) -> anyhow::Result<JudgedRun> {
         let results = Results::collect(&run, &recipe, &plan)?;
-        Ok(Finished { run, recipe, plan, results })
+        Ok(JudgedRun { run, recipe, plan, results })
     }
 
     /// What a task's head puts out.
