@@ -21,10 +21,8 @@ pub struct Point {
     pub loss_range: (f64, f64),
     /// Each task's sum of mean losses, and of how many steps.
     task_losses: BTreeMap<String, (f64, u64)>,
-    /// Of the first step.
-    pub lambda: f64,
-    /// Of the first step.
-    pub learning_rate: f64,
+    lambda: f64,
+    learning_rate: f64,
     gradient_norm: f64,
     examples: u64,
     tokens: u64,
@@ -70,6 +68,8 @@ impl Point {
             let known = self.task_losses.entry(task.clone()).or_default();
             *known = (known.0 + loss, known.1 + steps);
         }
+        self.lambda += next.lambda;
+        self.learning_rate += next.learning_rate;
         self.gradient_norm += next.gradient_norm;
         self.examples += next.examples;
         self.tokens += next.tokens;
@@ -101,6 +101,16 @@ impl Point {
     /// Mean loss of a task's examples over the steps that had any.
     pub fn task_loss(&self, task: &str) -> Option<f64> {
         self.task_losses.get(task).map(|(sum, steps)| sum / *steps as f64)
+    }
+
+    /// Mean λ.
+    pub fn lambda(&self) -> f64 {
+        self.mean(self.lambda)
+    }
+
+    /// Mean learning rate before layer-wise factors.
+    pub fn learning_rate(&self) -> f64 {
+        self.mean(self.learning_rate)
     }
 
     /// Mean norm of the gradient before clipping.
@@ -232,7 +242,8 @@ mod tests {
         );
         let last = curves.points.last().unwrap();
         assert_eq!((last.steps, last.loss(), last.loss_range), (5, 92.0, (90.0, 94.0)));
-        assert_eq!((last.lambda, last.task_loss("a"), last.task_loss("b")), (0.9, Some(1.0), None));
+        assert!((last.lambda() - 0.92).abs() < 1e-9 && (last.learning_rate() - 0.1).abs() < 1e-9);
+        assert_eq!((last.task_loss("a"), last.task_loss("b")), (Some(1.0), None));
         assert_eq!(
             (curves.whole.steps, curves.whole.samples_per_second(), curves.whole.utilisation()),
             (95, 20.0, 0.5)

@@ -84,9 +84,9 @@ fn figures(group: &Group) -> anyhow::Result<Markup> {
         plot::lines(&series, true).map(|svg| figures.push(element::figure(title, unit, &group.legend(&series), &svg)))
     };
     if distilled {
-        add("λ", "weight of the gold labels", FINE, &|p| p.lambda)?;
+        add("λ", "weight of the gold labels", FINE, &Point::lambda)?;
     }
-    add("Learning rate", "before layer-wise factors", FINE, &|p| p.learning_rate)?;
+    add("Learning rate", "before layer-wise factors", FINE, &Point::learning_rate)?;
     add("Gradient norm", "before clipping", FINE, &Point::gradient_norm)?;
     add("Throughput", "samples/s", COARSE, &Point::samples_per_second)?;
     if let [_] = &group.stages[..] {
@@ -116,7 +116,7 @@ fn loss(group: &Group) -> anyhow::Result<Markup> {
     let steps = group.stages.iter().flat_map(|(_, t)| t.curves.points.iter().map(|p| p.steps)).max().unwrap_or(1);
     if let ([only], [(_, training)]) = (&mut series[..], &group.stages[..]) {
         let range = |p: &Point| (middle(p), p.loss_range.0, p.loss_range.1);
-        only.band = training.curves.points.iter().map(range).collect();
+        only.band = training.curves.points.iter().filter(|_| steps > 1).map(range).collect();
     }
     let unit = match (steps, series.len()) {
         (1, _) => "of each batch".to_owned(),
