@@ -36,7 +36,7 @@ pub fn section(run: &JudgedRun, story: &Story) -> anyhow::Result<Markup> {
             @for (i, group) in groups.iter().enumerate() {
                 details open[i == 0] {
                     summary { (group.title) }
-                    div.grid { (figures(group)?) }
+                    div.grid { (figures(run, group)?) }
                     @for (_, training) in group.stages.iter().filter(|(_, t)| t.plan.tasks.len() > 1) {
                         (drawn(training))
                     }
@@ -71,11 +71,13 @@ fn groups<'a>(run: &JudgedRun, story: &'a Story) -> Vec<Group<'a>> {
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-fn figures(group: &Group) -> anyhow::Result<Markup> {
+fn figures(run: &JudgedRun, group: &Group) -> anyhow::Result<Markup> {
     let distilled = group.stages.iter().any(|(_, training)| !training.plan.teachers.is_empty());
     let mut figures = vec![loss(group)?];
     if let [(_, only)] = &group.stages[..] {
-        figures.extend((only.plan.tasks.len() > 1).then(|| losses_by_task(only)).transpose()?);
+        if only.plan.tasks.len() > 1 {
+            figures.extend(losses_by_task(run, only)?);
+        }
     }
     let mut add = |title, unit, most: usize, of: &dyn Fn(&Point) -> f64| {
         let curve =
@@ -126,14 +128,22 @@ fn loss(group: &Group) -> anyhow::Result<Markup> {
     Ok(element::figure("Loss", &unit, &group.legend(&series), &plot::lines(&series, true)?))
 }
 
-fn losses_by_task(training: &Training) -> anyhow::Result<Markup> {
+/// Loss by task: classification and regression apart, for theirs are not of one size.
+fn losses_by_task(run: &JudgedRun, training: &Training) -> anyhow::Result<Vec<Markup>> {
+    let is_of_classes = |task: &str| run.kind_of(task).is_none_or(|kind| kind.is_classification());
     let of_task = |(colour, task): (usize, &String)| {
         let point = |p: &Point| Some((middle(p), p.task_loss(task)?));
         let points = training.curves.points.iter().filter_map(point).collect();
         Series { label: task.clone(), colour, points, band: vec![] }
     };
-    let series: Vec<Series> = training.plan.tasks.iter().enumerate().map(of_task).collect();
-    Ok(element::figure("Loss by task", "mean over the task's examples", &legend(&series), &plot::lines(&series, true)?))
+    let tasks = training.plan.tasks.iter().enumerate();
+    let (classes, scores): (Vec<_>, Vec<_>) = tasks.partition(|(_, task)| is_of_classes(task));
+    let figure = |(tasks, unit): (Vec<(usize, &String)>, &str)| {
+        let series: Vec<Series> = tasks.into_iter().map(of_task).collect();
+        Ok(element::figure("Loss by task", unit, &legend(&series), &plot::lines(&series, true)?))
+    };
+    let units = [(classes, "cross-entropy, nats"), (scores, "squared error on a 0–1 scale")];
+    units.into_iter().filter(|(tasks, _)| !tasks.is_empty()).map(figure).collect()
 }
 
 /// What was drawn from which task.
