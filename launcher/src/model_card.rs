@@ -5,13 +5,12 @@ use bam_cluster::config::Recipe;
 use bam_cluster::plan::{Plan, StageWork, TrainStage};
 use bam_cluster::published::PublishedHead;
 use bam_cluster::stage_record::TaskScores;
+use serde_json::Value;
 
 /// What a card is about.
 pub struct ModelCard<'a> {
     /// What was asked for.
     pub recipe: &'a Recipe,
-    /// The recipe's text, with all defaults.
-    pub recipe_text: &'a str,
     /// What followed from it.
     pub plan: &'a Plan,
     /// The stage that trained the model.
@@ -24,16 +23,19 @@ pub struct ModelCard<'a> {
 
 impl ModelCard<'_> {
     /// The card, in Markdown with the header that model hubs read.
-    pub fn render(&self) -> String {
+    ///
+    /// # Errors
+    /// The recipe is not to be written as YAML.
+    pub fn render(&self) -> anyhow::Result<String> {
         let task = &self.head.task;
         let (name, mode) = (&self.recipe.name, self.recipe.mode.title());
         let encoder = self.recipe.model.path.file_name().unwrap_or_default().to_string_lossy();
         let front = "---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags: [bert, multi-task, distillation, \
                      born-again-multi-task]\n# license: yours to choose, within what the encoder's and the data's licences \
                      allow\n---\n";
-        [
+        let parts = [
             front.to_owned(),
-            format!("# {task} ({name})\n\n{encoder}, trained on the task `{task}` by bam, mode {mode}.\n", ),
+            format!("# {task} ({name})\n\n{encoder}, trained on the task `{task}` by bam, mode {mode}.\n"),
             self.output(),
             self.scores(),
             self.training(),
@@ -41,9 +43,9 @@ impl ModelCard<'_> {
             "## Licence and use\n\nNot said here: it depends on the licences of the encoder and of the training data, and is \
              for the owner of this model to fill in.\n"
                 .to_owned(),
-            format!("## Recipe\n\n```yaml\n{}\n```\n", self.recipe_text.trim_end()),
-        ]
-        .join("\n")
+            format!("## Recipe\n\n```yaml\n{}```\n", without_places(self.recipe)?),
+        ];
+        Ok(parts.join("\n"))
     }
 
     fn output(&self) -> String {
@@ -104,6 +106,19 @@ impl ModelCard<'_> {
     }
 }
 
+/// The part of the recipe that decides what is learnt, without where anything lies: cards are for others to read.
+fn without_places(recipe: &Recipe) -> anyhow::Result<String> {
+    let mut tree = serde_json::to_value(recipe)?;
+    if let Some(sections) = tree.as_object_mut() {
+        let told = ["mode", "seed", "reproducible", "model", "data", "train", "distill", "sampling"];
+        sections.retain(|name, _| told.contains(&name.as_str()));
+        for (section, place) in [("model", "path"), ("data", "glue"), ("data", "tasks"), ("distill", "teachers")] {
+            sections.get_mut(section).and_then(Value::as_object_mut).and_then(|keys| keys.remove(place));
+        }
+    }
+    Ok(serde_norway::to_string(&tree)?)
+}
+
 /// A training in a few lines.
 fn how(train: &TrainStage) -> Vec<String> {
     let settings = &train.settings;
@@ -154,7 +169,7 @@ mod tests {
         let metrics = BTreeMap::from([("accuracy".to_owned(), Some(0.875)), ("f1".to_owned(), None)]);
         let scores = TaskScores { metrics, examples: 9, classes_predicted: Some(2) };
         let scores = (head.task == "mrpc").then_some(&scores);
-        ModelCard { recipe: &recipe, recipe_text: text, plan: &plan, stage, head, scores }.render()
+        ModelCard { recipe: &recipe, plan: &plan, stage, head, scores }.render().unwrap()
     }
 
     #[test]
@@ -172,10 +187,12 @@ mod tests {
             "taught by teacher-mrpc, teacher-stsb, temperature 1; weight of the gold labels: rising from 0 to 1",
             "tokenizer(\"the first text\", \"the second text\", truncation=True, max_length=128",
             "model.config.id2label[",
-            "```yaml\nname: x\n",
+            "\nmode: single-to-multi\n",
         ] {
             assert!(card.contains(words), "'{words}' is not in {card}");
         }
+        // Nobody else's business.
+        assert!(!card.contains("/models") && !card.contains("/g\n") && !card.contains("slurm"), "{card}");
     }
 
     #[test]

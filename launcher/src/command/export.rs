@@ -72,7 +72,6 @@ pub fn run(arguments: &ExportArguments) -> anyhow::Result<u8> {
     let bytes = fs::read(model.join(WEIGHTS)).map_err(|e| damaged(WEIGHTS, e.to_string()))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(WEIGHTS, e.to_string()))?;
     let recipe = config::load_resolved(&run.recipe())?;
-    let recipe_text = fs::read_to_string(run.recipe()).with_context(|| run.recipe().display().to_string())?;
     let path = run.scores(&stage);
     let scores: Scores = files::read_json(&path).with_context(|| path.display().to_string())?.unwrap_or_default();
     let target = arguments.to.clone().unwrap_or_else(|| run.path().join("export"));
@@ -82,8 +81,7 @@ pub fn run(arguments: &ExportArguments) -> anyhow::Result<u8> {
             return Err(ExportError::InTheWay { path: directory }.into());
         }
         let scores = scores.get(&head.task);
-        let (recipe, recipe_text, plan) = (&recipe, recipe_text.as_str(), &plan);
-        let card = ModelCard { recipe, recipe_text, plan, stage: &stage, head, scores }.render();
+        let card = ModelCard { recipe: &recipe, plan: &plan, stage: &stage, head, scores }.render()?;
         write(&directory, &model, &model_config, &tensors, head, &card)
             .with_context(|| format!("cannot write {}", directory.display()))?;
         super::print(&format!("{}: {}\n", head.task, directory.display()))?;

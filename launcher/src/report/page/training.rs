@@ -74,10 +74,10 @@ fn groups<'a>(run: &JudgedRun, story: &'a Story) -> Vec<Group<'a>> {
 fn figures(run: &JudgedRun, group: &Group) -> anyhow::Result<Markup> {
     let distilled = group.stages.iter().any(|(_, training)| !training.plan.teachers.is_empty());
     let mut figures = vec![loss(group)?];
-    if let [(_, only)] = &group.stages[..] {
-        if only.plan.tasks.len() > 1 {
-            figures.extend(losses_by_task(run, only)?);
-        }
+    if let [(_, only)] = &group.stages[..]
+        && only.plan.tasks.len() > 1
+    {
+        figures.extend(losses_by_task(run, only)?);
     }
     let mut add = |title, unit, most: usize, of: &dyn Fn(&Point) -> f64| {
         let curve =
