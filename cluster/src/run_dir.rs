@@ -102,6 +102,11 @@ impl RunDir {
         self.stage(stage).join("metrics.jsonl")
     }
 
+    /// The same for TensorBoard, with scores on dev: a file for each start.
+    pub fn tensorboard(&self, stage: &str) -> PathBuf {
+        self.stage(stage).join("tensorboard")
+    }
+
     /// What every rank did when, in the first steps.
     pub fn trace(&self, stage: &str) -> PathBuf {
         self.stage(stage).join("trace.json")
@@ -167,8 +172,18 @@ impl RunDir {
         self.0.join("logs").join(format!("slurm-{job}.out"))
     }
 
+    /// One line for each different command that worked on the run.
+    pub fn commands(&self) -> PathBuf {
+        self.0.join("logs").join("commands.jsonl")
+    }
+
     /// The results of the whole run.
     pub fn report(&self) -> PathBuf {
         self.0.join("report.json")
+    }
+
+    /// The same and how they came about, as a page for people.
+    pub fn report_page(&self) -> PathBuf {
+        self.0.join("report.html")
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bam_cluster::fault::Fault;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 const EXAMPLES: &str = "\
@@ -14,6 +14,8 @@ Examples:
   bam run configs/demo.yaml -o seed=2 -o name=demo-2
   bam report runs/demo                    the results again
   bam report runs/a runs/b --tests        several runs in one table, with tests
+  bam report runs/demo --format html      how they came about, as a page: runs/demo/report.html
+  bam report runs/a runs/b --format latex rows for a paper (table, json, csv, latex, html)
   bam predict configs/glue-small.yaml && bam submission runs/glue-small
                                           answers to GLUE's test sets, as its server takes them
   bam export runs/demo                    the student as one model per task, for transformers
@@ -233,6 +235,31 @@ pub struct ReportArguments {
     /// Show a line for each kind of models, as the paper's tables do, and the paper's own numbers
     #[arg(long)]
     pub published: bool,
+    /// What to make of it
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub format: ReportFormat,
+    /// Short for --format json
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+    /// Where it is written [default: stdout; a page of one run: report.html in its directory]
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
+}
+
+/// What `bam report` makes of results.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// A table for the terminal
+    #[default]
+    Table,
+    /// Everything, for programs
+    Json,
+    /// A line for each run, kind of models, trial, task and metric
+    Csv,
+    /// The paper's table with booktabs; --tests marks what is more than chance
+    Latex,
+    /// A page with curves, speed, restarts and provenance, complete in itself; it has the tests, too
+    Html,
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use bam_cluster::task::DataError;
 use bam_cluster::teacher::LogitsError;
 
 use crate::command::export::ExportError;
+use crate::command::report::ReportError;
 use crate::command::run::NoSuchStage;
 use crate::command::submission::SubmissionError;
 use crate::conduct::StageFailed;
@@ -38,7 +39,12 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(failed) = cause.downcast_ref::<StageFailed>() {
         return Some(failed.exit_code);
     }
-    if cause.is::<ConfigError>() || cause.is::<OtherRecipe>() || cause.is::<NotARun>() || cause.is::<NoSuchStage>() {
+    if cause.is::<ConfigError>()
+        || cause.is::<OtherRecipe>()
+        || cause.is::<NotARun>()
+        || cause.is::<NoSuchStage>()
+        || cause.is::<ReportError>()
+    {
         return Some(exit_code::USAGE);
     }
     if let Some(error) = cause.downcast_ref::<ScriptError>() {

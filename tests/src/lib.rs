@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up has failed: there is nobody to hand an error to")]
 
 mod bam;
+mod browser;
 mod encoder;
 mod fake_slurm;
 mod lab;
@@ -19,6 +20,7 @@ mod trial;
 mod workplace;
 
 pub use bam::{Bam, Finished, Running};
+pub use browser::{Browser, Picture, Scheme};
 pub use encoder::{Shape, write_encoder, write_encoder_of};
 pub use fake_slurm::FakeSlurm;
 pub use lab::Lab;

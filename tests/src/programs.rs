@@ -35,7 +35,7 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/")).to_owned()
 }
 
-/// The Python with h5py that `make test` sets up, if it is there; else says that `test` is skipped.
+/// The Python with h5py and TensorBoard's reader that `make test` sets up, if it is there; else says that `test` is skipped.
 pub fn python(test: &str) -> Option<PathBuf> {
     let path = repository().join(".venv-tests/bin/python");
     if path.is_file() {

@@ -253,3 +253,33 @@ pub struct TrainOrder {
     /// Numbers of completed steps at which a checkpoint is committed.
     pub commit_at: Vec<u64>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_of_a_line_of_metrics_is_documented() {
+        let report = StepReport {
+            step: 0,
+            loss: 0.0,
+            task_losses: BTreeMap::new(),
+            lambda: 0.0,
+            learning_rate: 0.0,
+            gradient_norm: 0.0,
+            examples: 0,
+            tokens: 0,
+            seconds: 0.0,
+            phases: Phases::default(),
+            bytes_reduced: 0,
+            utilisation: 0.0,
+        };
+        let documented = include_str!("../../../docs/metrics.md");
+        let line = serde_json::to_value(report).unwrap();
+        let keys = line.as_object().unwrap().keys().cloned();
+        let phases = line["phases"].as_object().unwrap().keys().map(|phase| format!("phases.{phase}"));
+        for key in keys.chain(phases) {
+            assert!(documented.contains(&format!("\n| `{key}` | ")), "'{key}' has no line in docs/metrics.md");
+        }
+    }
+}

@@ -1,5 +1,5 @@
 //! `bam export`: a model of several tasks as one directory per task, each with the encoder and that task's head, as
-//! `AutoModelForSequenceClassification.from_pretrained` opens them.
+//! `AutoModelForSequenceClassification.from_pretrained` opens them, with a model card.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,20 +7,24 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use anyhow::Context;
+use bam_cluster::config;
 use bam_cluster::exit_code;
 use bam_cluster::files;
 use bam_cluster::plan::{ModelStage, Plan};
 use bam_cluster::published::{HEADS, PublishedHead, TOKENIZER_FILES, describe_heads, heads_of};
 use bam_cluster::run_dir::RunDir;
+use bam_cluster::stage_record::Scores;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 
 use super::report::plan_of;
 use crate::cli::ExportArguments;
+use crate::model_card::ModelCard;
 
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
+const CARD: &str = "README.md";
 
 /// A model that cannot be taken apart.
 #[derive(Debug, thiserror::Error)]
@@ -54,25 +58,31 @@ pub enum ExportError {
 /// Exports a model.
 pub fn run(arguments: &ExportArguments) -> anyhow::Result<u8> {
     let run = RunDir::new(&arguments.run_dir);
-    let stage = choose(&run, &plan_of(&run)?, arguments.stage.as_deref())?;
+    let plan = plan_of(&run)?;
+    let stage = choose(&run, &plan, arguments.stage.as_deref())?;
     let model = run.model(&stage);
     if !run.done(&stage).exists() {
         let problem = format!("stage '{stage}' is not complete");
         return Err(ExportError::Model { path: run.stage(&stage), problem }.into());
     }
     let damaged = |name: &str, problem: String| ExportError::Model { path: model.join(name), problem };
-    let config: Option<Value> = files::read_json(&model.join(CONFIG)).map_err(|e| damaged(CONFIG, e.to_string()))?;
-    let config = config.ok_or_else(|| damaged(CONFIG, "is missing".to_owned()))?;
-    let heads = heads_of(&config).map_err(|problem| damaged(CONFIG, problem))?;
+    let model_config = files::read_json(&model.join(CONFIG)).map_err(|e| damaged(CONFIG, e.to_string()))?;
+    let model_config: Value = model_config.ok_or_else(|| damaged(CONFIG, "is missing".to_owned()))?;
+    let heads = heads_of(&model_config).map_err(|problem| damaged(CONFIG, problem))?;
     let bytes = fs::read(model.join(WEIGHTS)).map_err(|e| damaged(WEIGHTS, e.to_string()))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(WEIGHTS, e.to_string()))?;
+    let recipe = config::load_resolved(&run.recipe())?;
+    let path = run.scores(&stage);
+    let scores: Scores = files::read_json(&path).with_context(|| path.display().to_string())?.unwrap_or_default();
     let target = arguments.to.clone().unwrap_or_else(|| run.path().join("export"));
     for head in &heads {
         let directory = target.join(&head.task);
         if !may_be_replaced(&directory) {
             return Err(ExportError::InTheWay { path: directory }.into());
         }
-        write(&directory, &model, &config, &tensors, head)
+        let scores = scores.get(&head.task);
+        let card = ModelCard { recipe: &recipe, plan: &plan, stage: &stage, head, scores }.render()?;
+        write(&directory, &model, &model_config, &tensors, head, &card)
             .with_context(|| format!("cannot write {}", directory.display()))?;
         super::print(&format!("{}: {}\n", head.task, directory.display()))?;
     }
@@ -111,6 +121,7 @@ fn write(
     config: &Value,
     tensors: &SafeTensors,
     head: &PublishedHead,
+    card: &str,
 ) -> anyhow::Result<()> {
     let aside = directory.with_file_name(format!(".{}.draft-{}", head.task, process::id()));
     if aside.exists() {
@@ -124,6 +135,7 @@ fn write(
     let mut config = config.clone();
     describe_heads(&mut config, std::slice::from_ref(head));
     files::write_json(&aside.join(CONFIG), &config)?;
+    files::write_atomically(&aside.join(CARD), card.as_bytes())?;
     for name in TOKENIZER_FILES {
         if model.join(name).exists() {
             fs::copy(model.join(name), aside.join(name))?;

@@ -1,4 +1,4 @@
-//! `bam report`: the results of a run, finished or not, from its directory alone.
+//! `bam report`: the results of runs, finished or not, from their directories alone.
 
 use std::path::Path;
 
@@ -8,31 +8,99 @@ use bam_cluster::exit_code;
 use bam_cluster::files;
 use bam_cluster::plan::Plan;
 use bam_cluster::run_dir::RunDir;
+use serde_json::{Value, json};
 
-use crate::cli::ReportArguments;
-use crate::report::{Finished, NotARun, Results, render_comparison, render_tests};
+use crate::cli::{ReportArguments, ReportFormat};
+use crate::report::{self, Comparison, JudgedRun, NotARun, render_tests};
 
-/// Prints the results of one run or several.
+/// A report that cannot be made as it is asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// Nobody has said where the page of several runs belongs.
+    #[error("a page on several runs has no place of its own: say where it is written (--to report.html)")]
+    NoPlace,
+    /// Scores are a table of one kind of things.
+    #[error("--tests has no place in CSV, which has one score a line; leave it out, or choose another --format")]
+    TestsInCsv,
+}
+
+/// Makes the report of one run or several.
 pub fn run(arguments: &ReportArguments) -> anyhow::Result<u8> {
-    let runs: Vec<Finished> = arguments.run_dirs.iter().map(|d| finished(d)).collect::<Result<_, _>>()?;
-    let mut text = match runs.as_slice() {
-        [only] if !arguments.published => only.results.render(),
-        all => render_comparison(all, arguments.published),
+    let runs: Vec<JudgedRun> = arguments.run_dirs.iter().map(|d| judged(d)).collect::<Result<_, _>>()?;
+    let ReportArguments { tests, published, to, .. } = arguments;
+    let text = match if arguments.json { ReportFormat::Json } else { arguments.format } {
+        ReportFormat::Html => {
+            let to = match (to, runs.as_slice()) {
+                (Some(to), _) => to.clone(),
+                (None, [only]) => only.run.report_page(),
+                (None, _) => return Err(ReportError::NoPlace.into()),
+            };
+            write_page(&runs, *published, &to)?;
+            super::print(&format!("{}\n", to.display()))?;
+            return Ok(exit_code::DONE);
+        }
+        ReportFormat::Table => table(&runs, *tests, *published)?,
+        ReportFormat::Json => serde_json::to_string_pretty(&for_programs(&runs, *tests, *published)?)? + "\n",
+        ReportFormat::Csv if *tests => return Err(ReportError::TestsInCsv.into()),
+        ReportFormat::Csv => report::csv(&runs, *published)?,
+        ReportFormat::Latex => {
+            let comparison = Comparison::of(&runs);
+            let tests = if *tests { report::tests(&comparison)? } else { vec![] };
+            report::latex(&comparison, &tests, *published)
+        }
     };
-    if arguments.tests {
-        text += &render_tests(&runs)?;
+    match to {
+        Some(to) => write(to, &text)?,
+        None => super::print(&text)?,
     }
-    super::print(&text)?;
     Ok(exit_code::DONE)
 }
 
-fn finished(directory: &Path) -> anyhow::Result<Finished> {
+/// Writes the page on these runs.
+///
+/// # Errors
+/// Something of the runs cannot be read, or the page cannot be written.
+pub(super) fn write_page(runs: &[JudgedRun], with_published: bool, to: &Path) -> anyhow::Result<()> {
+    write(to, &report::page(runs, with_published)?)
+}
+
+fn write(to: &Path, text: &str) -> anyhow::Result<()> {
+    // What is written aside first needs a directory with a name.
+    let path = std::path::absolute(to)?;
+    files::write_atomically(&path, text.as_bytes()).with_context(|| format!("cannot write {}", to.display()))
+}
+
+fn table(runs: &[JudgedRun], with_tests: bool, with_published: bool) -> anyhow::Result<String> {
+    let comparison = Comparison::of(runs);
+    let mut text = match runs {
+        [only] if !with_published => only.results.render(),
+        _ => comparison.render(with_published),
+    };
+    if with_tests {
+        text += &render_tests(&report::tests(&comparison)?, &comparison);
+    }
+    Ok(text)
+}
+
+/// `runs`: of each what its `report.json` has; `tests` and `published` if they are asked for.
+fn for_programs(runs: &[JudgedRun], with_tests: bool, with_published: bool) -> anyhow::Result<Value> {
+    let mut value = json!({ "runs": runs.iter().map(|run| run.results.to_json()).collect::<Vec<_>>() });
+    if with_tests {
+        let comparison = Comparison::of(runs);
+        let tests = report::tests(&comparison)?;
+        value["tests"] = tests.iter().map(|test| test.to_json(&comparison)).collect();
+    }
+    if with_published {
+        value["published"] = report::published_json();
+    }
+    Ok(value)
+}
+
+fn judged(directory: &Path) -> anyhow::Result<JudgedRun> {
     let run = RunDir::new(directory);
     let plan = plan_of(&run)?;
     let recipe = config::load_resolved(&run.recipe())?;
-    let results = Results::collect(&run, &recipe, &plan)?;
-    let kinds = recipe.tasks().into_iter().map(|task| (task.name, task.kind)).collect();
-    Ok(Finished { run, kinds, results })
+    JudgedRun::collect(run, recipe, plan)
 }
 
 /// The plan that a run follows.

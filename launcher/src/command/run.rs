@@ -12,13 +12,14 @@ use bam_cluster::stage_record;
 
 use crate::backend::Programs;
 use crate::cli::{PredictArguments, RunArguments};
+use crate::command_log::CommandLine;
 use crate::conduct::Conductor;
 use crate::descriptors;
 use crate::failure;
 use crate::history::{History, HistoryError};
 use crate::progress::{self, Kept, StageProgress};
 use crate::project::Project;
-use crate::report::Results;
+use crate::report::JudgedRun;
 use crate::run_claim;
 use crate::run_lock::RunLock;
 use crate::slurm::{Allocation, REPORT};
@@ -47,6 +48,8 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
         stage_record::standing(&run, &first.name, &inputs.of(&run, first)?)?;
     }
     run_claim::claim(&run, &project.recipe, &project.plan)?;
+    let noted = CommandLine::of_this_process().and_then(|command| command.note(&run));
+    noted.with_context(|| format!("cannot write {}", run.commands().display()))?;
     let faults = faults_of(arguments, &project)?;
     let history = job.map(|job| begin(job, &project, &share, &run)).transpose()?;
     let interrupts = listening.map_or_else(listen, Ok)?;
@@ -170,9 +173,11 @@ pub fn predict(mut arguments: PredictArguments) -> anyhow::Result<u8> {
 
 /// Writes and prints the results; without those of all stages, that is a failure.
 fn report(project: &Project, run: &RunDir) -> anyhow::Result<u8> {
-    let results = Results::collect(run, &project.recipe, &project.plan)?;
+    let judged = JudgedRun::collect(run.clone(), project.recipe.clone(), project.plan.clone())?;
     let path = run.report();
-    files::write_json(&path, &results.to_json()).with_context(|| format!("cannot write {}", path.display()))?;
-    super::print(&results.render())?;
-    Ok(if results.missing.is_empty() { exit_code::DONE } else { exit_code::FAILURE })
+    files::write_json(&path, &judged.results.to_json()).with_context(|| format!("cannot write {}", path.display()))?;
+    super::print(&judged.results.render())?;
+    let is_complete = judged.results.missing.is_empty();
+    super::report::write_page(&[judged], false, &run.report_page())?;
+    Ok(if is_complete { exit_code::DONE } else { exit_code::FAILURE })
 }

@@ -1,8 +1,17 @@
 //! The numbers that the BAM paper published (Clark et al. 2019): GLUE's dev sets, BERT-Large, medians of at least 20
 //! trials, in percent.
 
+use serde_json::{Map, Value, json};
+
 /// The tasks of the columns.
 pub const TASKS: [&str; 8] = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"];
+
+/// How papers write their names.
+pub const TITLES: [&str; 8] = ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE"];
+
+/// The metric of each column.
+pub const METRICS: [&str; 8] =
+    ["matthews", "accuracy", "accuracy", "spearman", "accuracy", "accuracy", "accuracy", "accuracy"];
 
 /// Table 1: model, average, and one score for each task.
 pub const TABLE_1: [(&str, f64, [f64; 8]); 5] = [
@@ -23,6 +32,23 @@ pub const TABLE_4: [(&str, f64); 4] = [
     ("λ = 0 (teachers alone)", -0.5),
     ("λ = 0.5 (no annealing)", -0.3),
 ];
+
+/// All of them for programs. Scores are shares.
+pub fn to_json() -> Value {
+    let model = |(model, average, scores): &(&str, f64, [f64; 8])| {
+        let tasks: Map<String, Value> =
+            TASKS.iter().zip(scores).map(|(t, s)| ((*t).to_owned(), json!(s / 100.0))).collect();
+        json!({ "models": model, "average": average / 100.0, "tasks": tasks })
+    };
+    let changes = |table: &[(&str, f64)]| -> Value {
+        table.iter().map(|(name, change)| ((*name).to_owned(), json!(change / 100.0))).collect::<Map<_, _>>().into()
+    };
+    json!({
+        "table_1": TABLE_1.iter().map(model).collect::<Vec<_>>(),
+        "table_3": changes(&TABLE_3),
+        "table_4": changes(&TABLE_4),
+    })
+}
 
 #[cfg(test)]
 mod tests {

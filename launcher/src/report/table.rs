@@ -12,6 +12,27 @@ pub const DASH: &str = "–";
 impl Results {
     /// The table, its average, further metrics, and what is suspicious about them.
     pub fn render(&self) -> String {
+        let titles = [format!("{}: results on dev, in percent", self.name), "further metrics".to_owned()];
+        let shown = |(title, (header, rows)): (&String, &(Vec<&str>, Vec<Vec<String>>))| {
+            format!("\n{title}\n{}", plain_table(header, 2, rows))
+        };
+        let mut text: String = titles.iter().zip(&self.tables()).map(shown).collect();
+        if self.columns.iter().any(|c| c.samples.len() > 1) {
+            let counts = self.columns.iter().map(|c| format!("{} of {}", c.samples.len(), c.kind.title));
+            let counts: Vec<String> = counts.collect();
+            text += &format!("medians and [lowest–highest] over models with different seeds: {}\n", counts.join(", "));
+        }
+        for (stage, task) in &self.collapsed {
+            text += &format!("'{stage}' has collapsed on '{task}': it predicts the same class for every dev example\n");
+        }
+        if !self.missing.is_empty() {
+            text += &format!("not complete: {}\n", self.missing.join(", "));
+        }
+        text
+    }
+
+    /// Header and rows of the main metrics, with their average, and of further metrics if there are any.
+    pub fn tables(&self) -> Vec<(Vec<&'static str>, Vec<Vec<String>>)> {
         let (mut main, mut further) = (vec![], vec![]);
         for (task, metrics) in &self.tasks {
             for (i, &metric) in metrics.iter().enumerate() {
@@ -27,23 +48,7 @@ impl Results {
         if !further.is_empty() {
             further.push(self.row("average as GLUE's", None, |column| column.glue_averages(&self.tasks)));
         }
-        let header = self.header();
-        let mut text = format!("\n{}: results on dev, in percent\n{}", self.name, plain_table(&header, 2, &main));
-        if !further.is_empty() {
-            text += &format!("\nfurther metrics\n{}", plain_table(&header, 2, &further));
-        }
-        if self.columns.iter().any(|c| c.samples.len() > 1) {
-            let counts = self.columns.iter().map(|c| format!("{} of {}", c.samples.len(), c.kind.title));
-            let counts: Vec<String> = counts.collect();
-            text += &format!("medians and [lowest–highest] over models with different seeds: {}\n", counts.join(", "));
-        }
-        for (stage, task) in &self.collapsed {
-            text += &format!("'{stage}' has collapsed on '{task}': it predicts the same class for every dev example\n");
-        }
-        if !self.missing.is_empty() {
-            text += &format!("not complete: {}\n", self.missing.join(", "));
-        }
-        text
+        [main, further].into_iter().filter(|rows| !rows.is_empty()).map(|rows| (self.header(), rows)).collect()
     }
 
     fn header(&self) -> Vec<&'static str> {

@@ -1,12 +1,14 @@
 //! The one owner of a running stage's state: takes events one by one, gives orders, and asks for the verdict.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bam_cluster::checkpoint;
 use bam_cluster::config::Recipe;
+use bam_cluster::files;
 use bam_cluster::plan::{Stage, StageWork};
 use bam_cluster::protocol::{Begin, CheckpointReport, FromRank, StepReport, ToRank, channel};
 use bam_cluster::run_dir::RunDir;
@@ -29,6 +31,7 @@ use super::stage_log::StageLog;
 use super::starter_output::Words;
 use super::verdict::{Judgement, Verdict, judge};
 use crate::backend::{self, Duty, Launch, Process, ProcessEvent, Programs, Start, Starter};
+use crate::tensorboard::EventFile;
 
 /// How often time itself is looked at, and what is known is judged: thousands of heartbeats a second are each worth a note,
 /// not a look at all ranks.
@@ -120,6 +123,7 @@ pub fn supervise(
         stop_sent: false,
         stop_announced: false,
         figures: Figures::default(),
+        events: None,
         screen,
         log,
         measured: Measured { step: 0.0, checkpoint: 0.0 },
@@ -131,8 +135,10 @@ pub fn supervise(
         judge_at: Duration::ZERO,
     };
     let end = dispatcher.watch(interrupts);
-    if let End::Failed(verdict) = &end {
-        failed(verdict);
+    match &end {
+        End::Failed(verdict) => failed(verdict),
+        End::Finished(_) => dispatcher.note_scores(),
+        End::Stopped { .. } | End::Killed => {}
     }
     dispatcher.close();
     drop(server);
@@ -151,6 +157,8 @@ struct Dispatcher<'a> {
     stop_sent: bool,
     stop_announced: bool,
     figures: Figures,
+    /// For TensorBoard; none before the first order, and where it cannot be written.
+    events: Option<EventFile>,
     screen: &'a Screen,
     log: StageLog,
     measured: Measured,
@@ -310,6 +318,9 @@ impl Dispatcher<'_> {
         }
         self.figures = Figures::of_training(next_step, total);
         self.screen.show(&self.job.stage.name, &self.figures);
+        let StageJob { run, stage, incarnation, .. } = self.job;
+        let created = EventFile::create(&run.tensorboard(&stage.name), &self.here, *incarnation, next_step);
+        self.events = self.heed(created);
         let mut book = OrderBook::new(orders(train, next_step, self.job.recipe.checkpoint.every_steps));
         if !self.stop_sent {
             self.send(&book.next());
@@ -323,11 +334,32 @@ impl Dispatcher<'_> {
         self.measured.step = self.measured.step.max(report.seconds);
         self.figures.step(report, distilled);
         self.screen.show(&self.job.stage.name, &self.figures);
+        self.note(|events| events.step(report));
         if self.stop_sent {
             return;
         }
         if let Some(order) = self.order_book.as_mut().and_then(|book| book.after(report.step)) {
             self.send(&order);
+        }
+    }
+
+    /// Adds something to the event file. One that cannot be written is given up: TensorBoard is no reason to end a run.
+    fn note(&mut self, add: impl FnOnce(&mut EventFile) -> io::Result<()>) {
+        let Some(mut events) = self.events.take() else { return };
+        let added = add(&mut events);
+        self.events = self.heed(added).map(|()| events);
+    }
+
+    fn heed<T>(&mut self, written: io::Result<T>) -> Option<T> {
+        written.map_err(|e| self.announce(&format!("warning: nothing more is written for TensorBoard: {e}"))).ok()
+    }
+
+    /// Adds a finished model's scores on dev to the event file.
+    fn note_scores(&mut self) {
+        let StageWork::Train(train) = &self.job.stage.work else { return };
+        let scores = files::read_json(&self.job.run.scores(&self.job.stage.name));
+        if let Ok(Some(scores)) = scores {
+            self.note(|events| events.scores(train.schedule.total_steps, &scores));
         }
     }
 

@@ -1,0 +1,104 @@
+//! The table as the paper has it, in LaTeX with booktabs: one line for each kind of models, its average first.
+
+use bam_cluster::task::Metric;
+
+use super::comparison::{Comparison, Line, scale};
+use super::published;
+use super::significance::Test;
+use super::statistics::median;
+
+/// The table. `tests` marks what differs from Single and Multi by more than chance.
+pub fn render(comparison: &Comparison, tests: &[Test], with_published: bool) -> String {
+    let columns = "r".repeat(comparison.tasks.len() + 1);
+    let titles: String = comparison.tasks.iter().map(|(task, _)| format!(" & {}", title(task))).collect();
+    let metric = |(_, metric): &(String, Metric)| format!(" & {{\\footnotesize {}}}", metric.name());
+    let metrics: String = comparison.tasks.iter().map(metric).collect();
+    let mut text =
+        "% Needs \\usepackage{booktabs}. Dev sets, in percent; of several models the median and [lowest--highest].\n"
+            .to_owned();
+    if !tests.is_empty() {
+        text += "% $^{s}$, $^{m}$: differs from Single, Multi by more than chance (p < 0.05, corrected after Holm).\n";
+    }
+    text += &format!("\\begin{{tabular}}{{@{{}}l{columns}@{{}}}}\n\\toprule\n");
+    text += &format!("Model & Avg.{titles} \\\\\n &{metrics} \\\\\n\\midrule\n");
+    for (i, line) in comparison.lines.iter().enumerate() {
+        text += &row(comparison, tests, i, line);
+    }
+    if with_published {
+        text += "\\midrule\n";
+        for (model, average, scores) in published::TABLE_1 {
+            let score = |(task, _): &(String, Metric)| {
+                let place = published::TASKS.iter().position(|t| t == task);
+                place.map_or(" & --".to_owned(), |i| format!(" & {:.1}", scores[i]))
+            };
+            let scores: String = comparison.tasks.iter().map(score).collect();
+            text += &format!("{} (published) & {average:.1}{scores} \\\\\n", escape(model));
+        }
+    }
+    text + "\\bottomrule\n\\end{tabular}\n"
+}
+
+fn row(comparison: &Comparison, tests: &[Test], number: usize, line: &Line) -> String {
+    let mark = |task: Option<&str>| {
+        let of_this = tests.iter().filter(|t| t.line == number && t.task.as_deref() == task && t.is_significant());
+        let letter = |test: &Test| comparison.lines[test.baseline].column.kind.key.chars().next();
+        let mut letters: Vec<char> = of_this.filter_map(letter).collect();
+        letters.dedup();
+        let letters = letters.into_iter().map(String::from).collect::<Vec<_>>().join(",");
+        if letters.is_empty() { letters } else { format!("$^{{{letters}}}$") }
+    };
+    let average = cell(&line.column.averages(&comparison.main_metrics()), 100.0, 1, &mark(None));
+    let score = |(task, metric): &(String, Metric)| {
+        let (factor, digits) = scale(*metric);
+        format!(" & {}", cell(&line.column.scores(task, *metric), factor, digits, &mark(Some(task))))
+    };
+    let scores: String = comparison.tasks.iter().map(score).collect();
+    format!("{} & {average}{scores} \\\\\n", escape(&line.label))
+}
+
+/// Median, mark and spread.
+fn cell(scores: &[f64], factor: f64, digits: usize, mark: &str) -> String {
+    let Some(middle) = median(scores) else { return "--".to_owned() };
+    // A minus is no hyphen.
+    let show = |score: f64| format!("{:.digits$}", factor * score).replace('-', "$-$");
+    let (low, high) = scores.iter().fold((f64::MAX, f64::MIN), |(low, high), s| (low.min(*s), high.max(*s)));
+    let spread = format!(" {{\\scriptsize[{}--{}]}}", show(low), show(high));
+    format!("{}{mark}{}", show(middle), if scores.len() > 1 { spread.as_str() } else { "" })
+}
+
+/// A task's name as papers write it, if it is one of GLUE's.
+fn title(task: &str) -> String {
+    let place = published::TASKS.iter().position(|t| *t == task);
+    place.map_or_else(|| escape(task), |i| published::TITLES[i].to_owned())
+}
+
+/// Text in which nothing is a command.
+fn escape(text: &str) -> String {
+    let escaped = |character: char| match character {
+        '\\' => "\\textbackslash{}".to_owned(),
+        '~' => "\\textasciitilde{}".to_owned(),
+        '^' => "\\textasciicircum{}".to_owned(),
+        '→' => "$\\to$".to_owned(),
+        '&' | '%' | '$' | '#' | '_' | '{' | '}' => format!("\\{character}"),
+        other => other.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_text_whatever_is_in_them() {
+        assert_eq!(escape("a_b & 50 % {x}^2\\y"), "a\\_b \\& 50 \\% \\{x\\}\\textasciicircum{}2\\textbackslash{}y");
+        assert_eq!((escape("Single→Multi").as_str(), title("sst2").as_str()), ("Single$\\to$Multi", "SST-2"));
+        assert_eq!(title("my_task"), "my\\_task");
+    }
+
+    #[test]
+    fn cells_have_a_median_its_mark_and_a_spread() {
+        assert_eq!(cell(&[0.5, 0.7, 0.61], 100.0, 1, "$^{s}$"), "61.0$^{s}$ {\\scriptsize[50.0--70.0]}");
+        assert_eq!((cell(&[-0.1], 100.0, 1, "").as_str(), cell(&[], 100.0, 1, "").as_str()), ("$-$10.0", "--"));
+    }
+}
