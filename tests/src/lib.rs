@@ -5,6 +5,7 @@
 
 mod bam;
 mod encoder;
+mod fake_hub;
 mod fake_slurm;
 mod lab;
 mod measure;
@@ -12,6 +13,7 @@ mod process_tree;
 mod programs;
 mod recipe;
 mod run;
+mod server;
 mod snapshot;
 mod stream;
 mod tasks;
@@ -20,6 +22,7 @@ mod workplace;
 
 pub use bam::{Bam, Finished, Running};
 pub use encoder::{Shape, write_encoder, write_encoder_of};
+pub use fake_hub::{COMMIT, FakeHub};
 pub use fake_slurm::FakeSlurm;
 pub use lab::Lab;
 pub use measure::{median, peak_of_ranks_mib};
@@ -27,6 +30,7 @@ pub use process_tree::{Process, freeze, kill_all, tree};
 pub use programs::{program, python, repository, say_skipped, write_program};
 pub use recipe::Recipe;
 pub use run::{Run, Step};
+pub use server::{Answer, Request, Server};
 pub use snapshot::{Snapshot, sha256};
 pub use stream::Stream;
 pub use tasks::{ROWS, write_tasks};

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
-use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::task::{Column, Dev, GLUE_NAMES, FurtherSplit, Kind, Layout, Malformed, Metric, Source, Task};
+use crate::task::{Column, Dev, FurtherSplit, GLUE_NAMES, Kind, Layout, Malformed, Metric, Source, Task};
 
 /// An entry of `data.tasks`.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
