@@ -81,7 +81,9 @@ impl OwnDraft {
         let text = named(&TEXTS).or_else(|| (0..first.len()).max_by_key(|&c| length(c))).unwrap_or(0);
         let text_b = named(&SECOND_TEXTS);
         let others = (0..first.len()).filter(|&c| c != text && Some(c) != text_b);
-        let fewest = others.filter(|&c| values(c).len() > 1).min_by_key(|&c| values(c).len());
+        // A header adds one to all of them.
+        let different = |column: usize| rows.iter().filter_map(|row| row.get(column)).collect::<BTreeSet<_>>().len();
+        let fewest = others.filter(|&c| values(c).len() > 1).min_by_key(|&c| different(c));
         let label = named(&LABELS).or(fewest).ok_or("has no column beside the text that could be the label")?;
         let mut labels = values(label);
         let header = named(&TEXTS).is_some() || named(&LABELS).is_some() || is_name(first[label], &labels);

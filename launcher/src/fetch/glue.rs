@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn the_table_has_every_task_once_with_whole_sums() {
         let known: Vec<&str> = FOLDERS.iter().map(|f| f.task).filter(|task| *task != "ax").collect();
-        assert_eq!(known, bam_cluster::task::GLUE_NAMES);
+        assert_eq!(known, task::GLUE_NAMES);
         let files: Vec<&Known> = FOLDERS.iter().flat_map(|f| f.files).collect();
         let sums: HashSet<&str> = files.iter().map(|known| known.sha256).collect();
         assert_eq!(sums.len(), files.len());
