@@ -226,6 +226,21 @@ fn a_token_does_not_go_where_the_hub_passes_on_to() {
 }
 
 #[test]
+fn a_model_that_was_renamed_comes_under_its_old_name() {
+    let place = Workplace::new();
+    let fake = FakeHub::of(NAME, &place.at("encoder"));
+    let server = Server::start(move |request, _| match request.path.contains(NAME) {
+        true => fake.answer(&request.path),
+        false => {
+            let location = Some(request.path.replacen("/tiny/", "/lab/tiny-bert/", 1));
+            Answer { status: 307, location, ..Answer::default() }
+        }
+    });
+    command(&place, &server, ["fetch", "model", "tiny"]).env("HF_TOKEN", "hf_secret").expect(0);
+    assert!(place.at("hf/hub/models--tiny/snapshots").join(COMMIT).join(WEIGHTS).exists());
+}
+
+#[test]
 fn a_model_that_is_no_bert_is_refused_before_its_weights_come() {
     let place = Workplace::new();
     let mut fake = FakeHub::of(NAME, &place.at("encoder"));

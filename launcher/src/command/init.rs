@@ -172,25 +172,32 @@ impl Questions {
         if let Some(said) = said {
             return Ok(said);
         }
-        while self.are_asked {
-            let hint = usual.to_string();
-            let hint = if hint.is_empty() { String::new() } else { format!(" [{hint}]") };
-            let mut terminal = io::stderr();
-            write!(terminal, "{question}{hint}: ").and_then(|()| terminal.flush()).context("cannot ask")?;
-            let mut line = String::new();
-            if io::stdin().lock().read_line(&mut line).context("cannot read the answer")? == 0 {
-                return Err(anyhow!("the questions were not answered to their end; nothing is written"));
-            }
-            match line.trim() {
-                "" => break,
+        if !self.are_asked {
+            return Ok(usual);
+        }
+        let hint = usual.to_string();
+        let hint = if hint.is_empty() { hint } else { format!(" [{hint}]") };
+        loop {
+            match answer(&format!("{question}{hint}: "))?.as_str() {
+                "" => return Ok(usual),
                 answer => match answer.parse() {
                     Ok(value) => return Ok(value),
                     Err(e) => super::tell(&format!("'{answer}': {e}")),
                 },
             }
         }
-        Ok(usual)
     }
+}
+
+/// A line that a person types.
+fn answer(prompt: &str) -> anyhow::Result<String> {
+    let mut terminal = io::stderr();
+    write!(terminal, "{prompt}").and_then(|()| terminal.flush()).context("cannot ask")?;
+    let mut line = String::new();
+    if io::stdin().lock().read_line(&mut line).context("cannot read the answer")? == 0 {
+        return Err(anyhow!("the questions were not answered to their end; nothing is written"));
+    }
+    Ok(line.trim().to_owned())
 }
 
 fn list(text: &str) -> Vec<String> {

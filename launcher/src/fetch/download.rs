@@ -123,8 +123,8 @@ impl Downloads {
     /// # Errors
     /// There is none.
     pub fn read(&self, url: &str) -> Result<Vec<u8>, FetchError> {
-        let unreachable = |why: String| self.unreachable(url, why);
-        let mut response = self.request(url, 0).call().map_err(|e| unreachable(e.to_string()))?;
+        let unreachable = |error: ureq::Error| self.unreachable(url, words(error));
+        let mut response = self.request(url, 0).call().map_err(unreachable)?;
         match self.judge(url, response.status().as_u16()) {
             Ok(_) => {}
             Err(Stopped::ForGood(error)) => return Err(error),
@@ -132,7 +132,7 @@ impl Downloads {
                 return Err(FetchError::Status { url: url.to_owned(), status: response.status().as_u16() });
             }
         }
-        response.body_mut().with_config().limit(LONGEST_ANSWER).read_to_vec().map_err(|e| unreachable(e.to_string()))
+        response.body_mut().with_config().limit(LONGEST_ANSWER).read_to_vec().map_err(unreachable)
     }
 
     /// Brings a file to `target`. One that is there has been compared with its sum and is left alone.
@@ -223,8 +223,8 @@ impl Downloads {
         let have = if have > wanted.size { 0 } else { have };
         let response = match self.request(url, have).call() {
             Ok(response) => response,
-            Err(e) if *answered => return Err(Stopped::Again(e.to_string())),
-            Err(e) => return Err(Stopped::ForGood(self.unreachable(url, e.to_string()))),
+            Err(e) if *answered => return Err(Stopped::Again(words(e))),
+            Err(e) => return Err(Stopped::ForGood(self.unreachable(url, words(e)))),
         };
         *answered = true;
         if response.status() == 416 {
@@ -290,6 +290,14 @@ impl Downloads {
 
     fn unreachable(&self, url: &str, why: String) -> FetchError {
         FetchError::Unreachable { url: url.to_owned(), why, remedy: self.remedies.unreachable.clone() }
+    }
+}
+
+/// What the network says.
+fn words(error: ureq::Error) -> String {
+    match error {
+        ureq::Error::Io(error) => error.to_string(),
+        other => other.to_string(),
     }
 }
 

@@ -223,11 +223,12 @@ fn logged_in() -> Option<String> {
 fn remedies(name: &str) -> Remedies {
     let folder = quoted(name.rsplit('/').next().unwrap_or(name));
     let name = quoted(name);
-    let here = quoted(&format!("{}:{folder}/", this_host()));
+    let whole = std::path::absolute(&folder).unwrap_or_else(|_| PathBuf::from(&folder));
+    let here = quoted(&format!("{}:{}/", this_host(), whole.display()));
     Remedies {
         unreachable: format!(
-            "  if this machine has no internet: run 'bam fetch model {name} --to {folder}' on one that has, copy what it \
-             brings:\n  rsync -a {folder}/ {here}, and name the directory in the recipe: model: {{ path: {folder} }}\n  \
+            "  if this machine has no internet: run 'bam fetch model {name} --to {folder}' on one that has,\n  copy \
+             what it brings: rsync -a {folder}/ {here}\n  and name the directory in the recipe: model: {{ path: {folder} }}\n  \
              HTTPS_PROXY names a proxy, HF_ENDPOINT a mirror of the hub"
         ),
         denied: format!(
