@@ -7,13 +7,13 @@ use std::thread;
 use std::time::Duration;
 
 use bam_cluster::{digest, files};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use sha1::{Digest, Sha1};
 use ureq::Agent;
 use ureq::config::RedirectAuthHeaders;
 use ureq::tls::{RootCerts, TlsConfig};
 
-use super::{FetchError, io_error};
+use super::{FetchError, io_error, lock};
 
 /// For a connection, and for an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -150,7 +150,7 @@ impl Downloads {
         }
         let mut file = files::open_to_lock(&part).map_err(at_part())?;
         // Another bam may be at it; what it has brought by then is there.
-        file.lock().map_err(at_part())?;
+        lock(&file).map_err(at_part())?;
         if target.exists() {
             return Ok(());
         }
@@ -330,9 +330,11 @@ fn part_of(target: &Path) -> PathBuf {
     target.with_file_name(name)
 }
 
-/// On a terminal: how much has come.
+/// On a terminal: how much has come. Elsewhere: a line that says what is coming.
 fn bar(wanted: &Wanted) -> ProgressBar {
     if !io::stderr().is_terminal() {
+        // Nobody may be there to read it.
+        let _ = writeln!(io::stderr(), "fetching {} ({})", wanted.name, HumanBytes(wanted.size));
         return ProgressBar::hidden();
     }
     let template = "{msg:24} {bar:30} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>4}";

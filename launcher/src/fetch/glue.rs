@@ -9,7 +9,7 @@ use bam_cluster::files;
 use bam_cluster::task::{self, Selection, glue_task};
 
 use super::download::{Downloads, Remedies, Sum, Wanted};
-use super::{FetchError, io_error, this_host, unpack};
+use super::{FetchError, io_error, lock, this_host, unpack};
 use crate::shell::quoted;
 
 /// Where GLUE's own script takes its files from.
@@ -228,8 +228,9 @@ impl Glue {
         let aside = self.directory.join(ASIDE);
         fs::create_dir_all(&aside).map_err(io_error(&aside))?;
         // One at a time works in there.
-        let lock = aside.join("lock");
-        let _held = files::open_to_lock(&lock).and_then(|file| file.lock().map(|()| file)).map_err(io_error(&lock))?;
+        let lock_file = aside.join("lock");
+        let held = files::open_to_lock(&lock_file).map_err(io_error(&lock_file))?;
+        lock(&held).map_err(io_error(&lock_file))?;
         if target.exists() {
             return self.fetch(folder);
         }
@@ -264,7 +265,7 @@ impl Glue {
             fs::remove_file(&file).map_err(io_error(&file))?;
         }
         // Not if there is something that was cut off.
-        let _ = fs::remove_file(&lock).and_then(|()| fs::remove_dir(&aside));
+        let _ = fs::remove_file(&lock_file).and_then(|()| fs::remove_dir(&aside));
         Ok(words)
     }
 }

@@ -12,8 +12,11 @@ mod unpack;
 pub use glue::{GLUE_URL, Glue, GlueFolder};
 pub use hub::{Hub, copy_to};
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
 
 /// Something that cannot be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -129,4 +132,13 @@ fn this_host() -> String {
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> FetchError {
     let path = path.to_owned();
     move |source| FetchError::Io { path, source }
+}
+
+/// Waits until nobody else is at it, and keeps others waiting for as long as the file is open. Where a file system has no locks,
+/// nobody waits: sums and renames keep what is there whole.
+fn lock(file: &File) -> io::Result<()> {
+    match file.lock() {
+        Err(e) if e.kind() == io::ErrorKind::Unsupported || e.raw_os_error() == Some(Errno::ENOLCK as i32) => Ok(()),
+        done => done,
+    }
 }
