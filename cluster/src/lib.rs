@@ -9,6 +9,7 @@ pub mod encoder;
 pub mod exit_code;
 pub mod fault;
 pub mod files;
+pub mod hub_cache;
 pub mod metrics;
 pub mod plan;
 pub mod protocol;

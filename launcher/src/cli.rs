@@ -6,6 +6,8 @@ use bam_cluster::fault::Fault;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::fetch::GLUE_URL;
+
 const EXAMPLES: &str = "\
 Examples:
   bam plan configs/demo.yaml              what would run
@@ -24,6 +26,9 @@ Examples:
                                           the same as batch jobs of Slurm (--dry-run shows the scripts)
   bam status runs/demo                    queued, running, done? how far?
   bam doctor -n 2                         programs, ranks, machine, files, Slurm: will it work here?
+  bam fetch glue && bam fetch model bert-base-uncased
+                                          what a run of GLUE needs, on a machine with internet
+  bam init                                a few questions, and a recipe with comments
 
 Exit codes:
   0    done
@@ -36,7 +41,9 @@ Exit codes:
 Environment:
   BAM_MPIRUN  the mpirun to start the workers with, if not the one on PATH (see cluster.launcher)
   BAM_WORKER  the worker program, if not the bam-worker beside bam
-  BAM_LOG     how much the workers log: error, warn, info (default), debug, trace";
+  BAM_LOG     how much the workers log: error, warn, info (default), debug, trace
+  HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN
+              Hugging Face's hub, its cache here, a mirror, a token: as its own tools have them";
 
 /// Trains BERT on several tasks at once by Born-Again Multi-task distillation, on any number of processes.
 #[derive(Debug, Parser)]
@@ -76,6 +83,12 @@ pub enum Command {
     Completions(CompletionsArguments),
     /// Write manual pages, one for each command
     Man(ManArguments),
+    /// Ask a few questions and write a recipe for this machine and your tasks
+    Init(InitArguments),
+    /// Fetch GLUE or an encoder, on a machine with internet
+    Fetch(FetchArguments),
+    /// Print the JSON Schema of recipes, for editors, or the list of all keys
+    Schema(SchemaArguments),
 }
 
 /// A recipe and changes to it.
@@ -284,4 +297,91 @@ pub struct ExportArguments {
     /// Where a directory for each task is written [default: export in the run's directory]
     #[arg(long, value_name = "DIR")]
     pub to: Option<PathBuf>,
+}
+
+/// `bam fetch`.
+#[derive(Debug, Args)]
+pub struct FetchArguments {
+    /// What to fetch.
+    #[command(subcommand)]
+    pub what: Fetched,
+}
+
+/// What can be fetched.
+#[derive(Debug, Subcommand)]
+pub enum Fetched {
+    /// GLUE's tasks from their official files, checked and unpacked
+    Glue(FetchedGlue),
+    /// An encoder from Hugging Face's hub, into the hub's own cache
+    Model(FetchedModel),
+}
+
+/// `bam fetch glue`.
+#[derive(Debug, Args)]
+pub struct FetchedGlue {
+    /// Where GLUE's folders (CoLA, SST-2, …) are made
+    #[arg(long, value_name = "DIR", default_value = "glue")]
+    pub dir: PathBuf,
+    /// Which tasks, for example cola,rte; ax is the diagnostic set [default: all]
+    #[arg(long, value_name = "TASK", value_delimiter = ',')]
+    pub task: Vec<String>,
+    /// The server, or one with copies of its files
+    #[arg(long, value_name = "URL", env = "BAM_GLUE_URL", default_value = GLUE_URL)]
+    pub from: String,
+}
+
+/// `bam fetch model`.
+#[derive(Debug, Args)]
+pub struct FetchedModel {
+    /// The model's name, for example bert-base-uncased, or ORGANISATION/NAME
+    pub name: String,
+    /// Copy it to a directory of its own, too, to be taken to another machine
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+}
+
+/// `bam schema`.
+#[derive(Debug, Args)]
+pub struct SchemaArguments {
+    /// Print a list of all keys with types, defaults and what they mean, as Markdown
+    #[arg(long)]
+    pub markdown: bool,
+}
+
+/// `bam init`.
+#[derive(Debug, Args)]
+pub struct InitArguments {
+    /// The recipe to write
+    #[arg(default_value = "recipe.yaml")]
+    pub recipe: PathBuf,
+    /// Ask nothing: what no option says has its default (so it is, too, where stdin is no terminal)
+    #[arg(short, long)]
+    pub yes: bool,
+    /// The run's name [default: the file's]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The encoder to start from: a directory, or a name on Hugging Face's hub [default: bert-base-uncased]
+    #[arg(long, value_name = "MODEL")]
+    pub encoder: Option<String>,
+    /// GLUE tasks, for example cola,rte [default: all but WNLI, unless there are tasks of one's own]
+    #[arg(long, value_name = "TASK", value_delimiter = ',')]
+    pub task: Vec<String>,
+    /// The directory of GLUE's folders [default: glue]
+    #[arg(long, value_name = "DIR")]
+    pub glue: Option<PathBuf>,
+    /// A task of one's own: its training file, of tab-separated columns; may be repeated
+    #[arg(long, value_name = "FILE.tsv")]
+    pub own: Vec<PathBuf>,
+    /// Who teaches whom: single, multi, single-to-single, multi-to-multi, single-to-multi [default: single-to-multi]
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<String>,
+    /// Number of processes [default: 2]
+    #[arg(short = 'n', long = "processes", value_name = "N")]
+    pub processes: Option<usize>,
+    /// Slurm's partition, for bam submit
+    #[arg(long, value_name = "NAME")]
+    pub partition: Option<String>,
+    /// How long a job of Slurm may take, for example 12:00:00
+    #[arg(long, value_name = "TIME")]
+    pub time: Option<String>,
 }

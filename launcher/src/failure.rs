@@ -12,6 +12,7 @@ use crate::command::report::ReportError;
 use crate::command::run::NoSuchStage;
 use crate::command::submission::SubmissionError;
 use crate::conduct::StageFailed;
+use crate::fetch::FetchError;
 use crate::report::NotARun;
 use crate::run_claim::OtherRecipe;
 use crate::slurm::ScriptError;
@@ -63,6 +64,13 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(match error {
             SubmissionError::Trial { .. } => exit_code::USAGE,
             SubmissionError::Missing { .. } | SubmissionError::Answers { .. } => exit_code::BAD_DATA,
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<FetchError>() {
+        return Some(match error {
+            error if error.is_usage() => exit_code::USAGE,
+            error if error.is_bad_data() => exit_code::BAD_DATA,
+            _ => exit_code::FAILURE,
         });
     }
     let bad_data = cause.is::<DataError>()

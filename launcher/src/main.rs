@@ -9,10 +9,13 @@ mod conduct;
 mod descriptors;
 mod doctor;
 mod failure;
+mod fetch;
 mod history;
 mod model_card;
 mod progress;
 mod project;
+mod recipe_draft;
+mod recipe_reference;
 mod rehearsal;
 mod report;
 mod run_claim;
@@ -56,5 +59,8 @@ fn run() -> anyhow::Result<u8> {
         Command::Doctor(arguments) => command::doctor::run(&arguments),
         Command::Completions(arguments) => command::manual::completions(&arguments),
         Command::Man(arguments) => command::manual::pages(&arguments),
+        Command::Init(arguments) => command::init::run(&arguments),
+        Command::Fetch(arguments) => command::fetch::run(&arguments),
+        Command::Schema(arguments) => command::schema::run(&arguments),
     }
 }

@@ -2,19 +2,23 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::env;
 use std::fs;
 use std::num::NonZero;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use bam_cluster::config::{self, ConfigError, Override, PredictedSplit, Recipe};
-use bam_cluster::encoder::Encoder;
+use bam_cluster::encoder::{Encoder, EncoderError};
+use bam_cluster::hub_cache::{HubCache, is_model_name};
 use bam_cluster::plan::{Plan, TaskSize};
 use bam_cluster::task::{self, Count, DataError, Selection, Sizes, Task};
 use bam_cluster::teacher::TaskModel;
 
 use crate::cli::RecipeArguments;
+use crate::shell::quoted;
 use crate::slurm::Allocation;
 
 /// A recipe that is known to be sound, and what was learnt from its files.
@@ -52,7 +56,8 @@ impl Project {
     /// As [`Project::load`].
     pub fn load_for(arguments: &RecipeArguments, processes: Option<usize>) -> anyhow::Result<Project> {
         let recipe = Project::recipe(arguments, processes)?;
-        let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)?;
+        let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)
+            .map_err(|error| with_advice(error, &recipe.model.path, &arguments.config))?;
         let tasks = recipe.tasks();
         let (mut sizes, mut sources, mut warnings) = (vec![], vec![], vec![]);
         let mut further = BTreeMap::new();
@@ -90,6 +95,31 @@ impl Project {
         let defaults: Vec<Override> = default.into_iter().collect();
         config::load_with_defaults(&arguments.config, &overrides, &defaults)
     }
+}
+
+/// Where there is no such directory, what the recipe says may be a model's name: then the error says how to fetch it.
+fn with_advice(error: EncoderError, path: &Path, recipe: &Path) -> EncoderError {
+    if path.exists() {
+        return error;
+    }
+    // As it was written, if that was a name; else the directory may be meant to hold the model that it is called after.
+    let beside = std::path::absolute(recipe).ok().and_then(|file| Some(file.parent()?.to_owned()));
+    let bases = [beside, env::current_dir().ok()];
+    let written =
+        bases.into_iter().flatten().find_map(|base| path.strip_prefix(base).ok()?.to_str().map(str::to_owned));
+    let advice = match (written.filter(|name| is_model_name(name)), path.file_name()) {
+        (Some(name), _) => {
+            let cache =
+                HubCache::of_this_user().map(|cache| format!(" ({})", cache.path().display())).unwrap_or_default();
+            format!("or a model's name, and no '{name}' is in Hugging Face's cache{cache}: bam fetch model {name}")
+        }
+        (None, Some(name)) => {
+            let (name, path) = (name.to_string_lossy(), quoted(&path.display().to_string()));
+            format!("or a model's name; to have one there: bam fetch model {} --to {path}", quoted(&name))
+        }
+        (None, None) => return error,
+    };
+    EncoderError { problem: format!("{}, {advice}", error.problem), ..error }
 }
 
 /// Reads and checks the files of all tasks, on all cores: the largest take longest and come first.

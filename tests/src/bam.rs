@@ -61,7 +61,10 @@ impl Bam {
     pub fn of_program<'a>(program: &Path, directory: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Bam {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(directory).stdin(Stdio::null());
-        for setting in ["BAM_WORKER", "BAM_MPIRUN", "BAM_LOG"] {
+        let of_the_hub = ["HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "HF_TOKEN_PATH"];
+        let of_proxies = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
+        let own = ["BAM_WORKER", "BAM_MPIRUN", "BAM_LOG", "BAM_GLUE_URL"];
+        for setting in own.into_iter().chain(of_the_hub).chain(of_proxies) {
             command.env_remove(setting);
         }
         command.env("RUST_BACKTRACE", "1");

@@ -1,8 +1,10 @@
 //! Teachers that are there already: directories in place of trainings, `distill.teachers` of a recipe.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -28,10 +30,14 @@ impl GivenTeacher {
 #[serde(transparent)]
 pub struct GivenTeachers(pub Vec<GivenTeacher>);
 
-#[derive(Deserialize)]
+/// A model directory that teaches a task.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "GivenTeacher")]
 struct Declared {
+    /// The directory, with config.json, weights and vocab.txt.
     path: PathBuf,
+    /// Names of its outputs in their order, where its config.json has none or others than the task.
     #[serde(default)]
     labels: Option<Vec<String>>,
 }
@@ -39,6 +45,25 @@ struct Declared {
 impl From<Declared> for GivenTeacher {
     fn from(Declared { path, labels }: Declared) -> Self {
         GivenTeacher { path, labels }
+    }
+}
+
+// The three ways of writing them that the visitors below take.
+impl JsonSchema for GivenTeachers {
+    fn schema_name() -> Cow<'static, str> {
+        "GivenTeachers".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let declared = generator.subschema_for::<Declared>();
+        json_schema!({
+            "description": "The teachers of one task: a model directory, a mapping with path and labels, or a list of these.",
+            "anyOf": [
+                { "type": "string" },
+                declared,
+                { "type": "array", "items": { "anyOf": [{ "type": "string" }, declared] } },
+            ],
+        })
     }
 }
 

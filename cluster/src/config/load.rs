@@ -8,6 +8,7 @@ use super::error::{ConfigError, hint};
 use super::schema::Recipe;
 use super::task_entry::TaskEntry;
 use super::validate::validate;
+use crate::hub_cache::{HubCache, is_model_name};
 
 /// A change on the command line: `train.multi.batch_size=64`.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,7 +36,8 @@ impl std::str::FromStr for Override {
 }
 
 /// Reads a recipe, applies `overrides`, fills in defaults and checks it. Relative paths in the file are relative to
-/// the file; those in overrides are relative to the current directory.
+/// the file; those in overrides are relative to the current directory. A model that is named rather than located becomes its
+/// directory in the cache of Hugging Face's hub.
 ///
 /// # Errors
 /// Everything that can be known to be wrong from the recipe alone.
@@ -112,6 +114,9 @@ fn apply(tree: &mut Value, change: &Override) -> Result<(), ConfigError> {
         };
     }
     *node = match &change.value {
+        Value::String(text) if change.keys == ["model", "path"] => {
+            Value::String(locate_model(Path::new(text), Path::new("")).to_string_lossy().into_owned())
+        }
         Value::String(text) if is_path(&change.keys) => {
             Value::String(absolute(Path::new(text), Path::new("")).to_string_lossy().into_owned())
         }
@@ -123,17 +128,11 @@ fn apply(tree: &mut Value, change: &Override) -> Result<(), ConfigError> {
 /// Whether a key holds a path.
 fn is_path(keys: &[String]) -> bool {
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-    matches!(
-        keys[..],
-        ["model", "path"]
-            | ["data", "glue"]
-            | ["data", "tasks", _, "train" | "dev" | "test"]
-            | ["distill", "teachers", _]
-    )
+    matches!(keys[..], ["data", "glue"] | ["data", "tasks", _, "train" | "dev" | "test"] | ["distill", "teachers", _])
 }
 
 fn make_paths_absolute(recipe: &mut Recipe, base: &Path) {
-    recipe.model.path = absolute(&recipe.model.path, base);
+    recipe.model.path = locate_model(&recipe.model.path, base);
     recipe.data.glue = recipe.data.glue.take().map(|p| absolute(&p, base));
     for entry in &mut recipe.data.tasks {
         if let TaskEntry::Own(own) = entry {
@@ -145,6 +144,14 @@ fn make_paths_absolute(recipe: &mut Recipe, base: &Path) {
     for teacher in recipe.distill.teachers.values_mut().flat_map(|given| &mut given.0) {
         teacher.path = absolute(&teacher.path, base);
     }
+}
+
+/// The directory of a model: the one of that name below `base`, or else the one that was fetched from Hugging Face's hub; the
+/// former, too, if there is neither.
+fn locate_model(path: &Path, base: &Path) -> PathBuf {
+    let directory = absolute(path, base);
+    let name = path.to_str().filter(|name| is_model_name(name) && !directory.exists());
+    name.and_then(|name| HubCache::of_this_user()?.find(name)).unwrap_or(directory)
 }
 
 /// `path` below `base`, below the current directory, without `.` and `..` where that needs no look at the disk.

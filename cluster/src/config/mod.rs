@@ -2,6 +2,7 @@
 
 mod error;
 mod given_teacher;
+mod json_schema;
 mod load;
 mod schema;
 mod slurm;
@@ -11,6 +12,7 @@ mod validate;
 
 pub use error::ConfigError;
 pub use given_teacher::{GivenTeacher, GivenTeachers};
+pub use json_schema::json_schema;
 pub use load::{Override, load, load_resolved, load_with_defaults};
 pub use schema::{
     Annealing, Breadth, CheckpointSection, ClusterSection, DataSection, DeviceKind, Distill, Launcher, Mode,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::given_teacher::GivenTeachers;
@@ -13,7 +14,7 @@ use crate::digest;
 use crate::task::{Selection, Task, glue_task};
 
 /// A whole recipe.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// Names the run directory `runs/NAME`.
@@ -65,7 +66,7 @@ pub struct Recipe {
 
 /// What leaves every bit of the result as it is, on machines of one kind, with the same `cluster.threads`.
 /// Anything else leaves the mathematics as it is, dropout masks included, and changes rounding.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reproducible {
     /// Stops and resumes with the same number of processes.
@@ -77,7 +78,7 @@ pub enum Reproducible {
 }
 
 /// A split, or a group of splits, to predict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PredictedSplit {
     /// What was learnt from.
@@ -100,7 +101,7 @@ impl PredictedSplit {
 }
 
 /// Who teaches whom (section 3 of the BAM paper).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// One model per task, no teachers.
@@ -161,10 +162,12 @@ impl Mode {
 }
 
 /// The encoder to start from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// A Hugging Face directory: config.json, model.safetensors, vocab.txt (tokenizer.json).
+    /// A Hugging Face directory (config.json, model.safetensors, vocab.txt, tokenizer.json), or a model's name on Hugging
+    /// Face's hub, such as `bert-base-uncased`, that `bam fetch model` has put into the hub's cache. A directory beside the
+    /// recipe comes first.
     pub path: PathBuf,
     /// Most tokens of an input, [CLS] and [SEP] included.
     #[serde(default = "default_max_length")]
@@ -185,7 +188,7 @@ pub struct ModelSection {
 
 /// How a pair of texts that is too long is cut. The two differ by one token, and only where both texts are cut and an odd
 /// number of tokens is left for them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Truncation {
     /// As Hugging Face's fast tokenizers do it: where both are cut, the text that was longer (on a tie the second) keeps
@@ -197,7 +200,7 @@ pub enum Truncation {
 }
 
 /// What becomes of a regression head's output.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RegressionOutput {
     /// It passes a sigmoid.
@@ -208,7 +211,7 @@ pub enum RegressionOutput {
 }
 
 /// The tasks and where their examples are.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
     /// Directory with GLUE's own folders (CoLA, SST-2, …); needed when a GLUE task is named.
@@ -240,7 +243,7 @@ impl DataSection {
 }
 
 /// How the student's targets are mixed from gold labels and teachers' predictions.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Distill {
     /// How λ, the weight of the gold label, moves.
@@ -273,7 +276,7 @@ impl Default for Distill {
 }
 
 /// How λ moves over training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Annealing {
     /// From 0 to 1 (teacher annealing).
@@ -283,7 +286,7 @@ pub enum Annealing {
 }
 
 /// How often each task is drawn.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sampling {
     /// By what rule.
@@ -299,7 +302,7 @@ impl Default for Sampling {
 }
 
 /// By what rule tasks are drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SamplingMethod {
     /// The task of each example at random, p(τ) ∝ |D_τ|^exponent.
@@ -312,7 +315,7 @@ pub enum SamplingMethod {
 }
 
 /// Checkpoints.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointSection {
     /// One every so many optimizer steps, and one at the end.
@@ -335,7 +338,7 @@ impl Default for CheckpointSection {
 
 /// How the work is spread over processes. Nothing in here changes the mathematics; `precision` and `reduce_precision` change
 /// rounding.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterSection {
     /// How many ranks; `-n` says otherwise. Default: in a batch job as many as it has tasks, else 1.
@@ -372,7 +375,7 @@ pub struct ClusterSection {
 }
 
 /// What starts the ranks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Launcher {
     /// `mpirun`; in a job of Slurm on whose nodes it cannot start anything, `srun`.
@@ -385,7 +388,7 @@ pub enum Launcher {
 }
 
 /// What ranks compute on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
     /// GPUs where there are any, else CPUs.
@@ -399,7 +402,7 @@ pub enum DeviceKind {
 
 /// In which numbers models are trained and run. Parameters, moments, gradients, LayerNorm's sums, softmax and losses are float32
 /// in any case.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// bf16 on GPUs that multiply it fast (compute capability 8.0 and later), else fp32.
@@ -414,7 +417,7 @@ pub enum Precision {
 }
 
 /// In which numbers gradients are added up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ReducePrecision {
     /// float32.

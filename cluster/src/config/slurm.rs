@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{ConfigError, nearest};
 
 /// What to ask Slurm for. What is left out is left to the site's defaults.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SlurmSection {
     /// The job's name. Default: the recipe's.
@@ -30,9 +31,11 @@ pub struct SlurmSection {
     pub cpus_per_task: Option<usize>,
     /// `--mem`, of each node: `64G`.
     #[serde(deserialize_with = "text_or_number")]
+    #[schemars(with = "Option<TextOrNumber>")]
     pub memory: Option<String>,
     /// `--time`: minutes, `hours:minutes:seconds` or `days-hours`.
     #[serde(deserialize_with = "text_or_number")]
+    #[schemars(with = "Option<TextOrNumber>")]
     pub time: Option<String>,
     /// Who is told of what.
     pub mail: Option<Mail>,
@@ -54,6 +57,7 @@ pub struct SlurmSection {
     /// took, if there are any.
     pub samples_per_second: Option<f64>,
     /// Other settings for some of a run's jobs, by their names.
+    #[schemars(extend("propertyNames" = { "enum": JOB_NAMES }))]
     pub jobs: BTreeMap<String, JobSettings>,
 }
 
@@ -62,7 +66,7 @@ pub const JOB_NAMES: [&str; 10] =
     ["prepare", "teacher", "single", "multi", "logits", "student", "fine-tuned", "trial", "predict", "report"];
 
 /// What one of a run's jobs asks for instead of what the section asks for.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct JobSettings {
     /// As [`SlurmSection::partition`].
@@ -81,9 +85,11 @@ pub struct JobSettings {
     pub cpus_per_task: Option<usize>,
     /// As [`SlurmSection::memory`].
     #[serde(deserialize_with = "text_or_number")]
+    #[schemars(with = "Option<TextOrNumber>")]
     pub memory: Option<String>,
     /// As [`SlurmSection::time`].
     #[serde(deserialize_with = "text_or_number")]
+    #[schemars(with = "Option<TextOrNumber>")]
     pub time: Option<String>,
     /// As [`SlurmSection::extra`], instead of all of them.
     pub extra: Option<Vec<String>>,
@@ -115,7 +121,7 @@ impl SlurmSection {
 }
 
 /// Who is told of what.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mail {
     /// An address, or a name that the site knows.
@@ -159,16 +165,19 @@ impl Default for SlurmSection {
 
 /// `time: 60` and `memory: 4000` are numbers to YAML.
 fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected a text or a whole number")]
-    enum Value {
-        Number(u64),
-        Text(String),
-    }
-    Ok(Option::<Value>::deserialize(deserializer)?.map(|value| match value {
-        Value::Number(n) => n.to_string(),
-        Value::Text(text) => text,
+    Ok(Option::<TextOrNumber>::deserialize(deserializer)?.map(|value| match value {
+        TextOrNumber::Number(n) => n.to_string(),
+        TextOrNumber::Text(text) => text,
     }))
+}
+
+/// A value as it is written.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a text or a whole number")]
+#[schemars(inline)]
+enum TextOrNumber {
+    Number(u64),
+    Text(String),
 }
 
 /// Characters besides letters, digits, `-`, `_` and `.` that a value may hold. None of them ends a line or a word of

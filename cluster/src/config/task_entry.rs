@@ -3,24 +3,25 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::task::{Column, Dev, FurtherSplit, Kind, Layout, Malformed, Metric, Source, Task};
+use crate::task::{Column, Dev, FurtherSplit, GLUE_NAMES, Kind, Layout, Malformed, Metric, Source, Task};
 
 /// An entry of `data.tasks`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum TaskEntry {
     /// A GLUE task by its name.
-    Glue(String),
+    Glue(#[schemars(extend("enum" = GLUE_NAMES))] String),
     /// A task of one's own.
     Own(OwnTask),
 }
 
 /// A task of one's own.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OwnTask {
     /// Lower-case letters, digits, `-` and `_`.
@@ -67,7 +68,7 @@ pub struct OwnTask {
 }
 
 /// What a task's head puts out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskType {
     /// One of `labels`.

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::json_schema;
 use super::schema::Breadth;
 
 /// Settings of the kinds of training. They go by how many tasks a model learns, not by whether it teaches or learns.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "TrainSectionInput")]
+#[serde(deny_unknown_fields)]
+#[schemars(!from, default)]
 pub struct TrainSection {
     /// Models of one task: 3 epochs, batch 32, learning rate 5e-5 unless said otherwise.
     pub single: TrainSettings,
@@ -36,7 +41,8 @@ impl Default for TrainSection {
 }
 
 /// One training run's settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = json_schema::train_settings)]
 pub struct TrainSettings {
     /// Passes over the data (for several tasks: the sum of their examples is one pass).
     pub epochs: u64,
@@ -68,7 +74,7 @@ pub struct TrainSettings {
 }
 
 /// Settings to try; an empty list leaves the setting as it is.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Search {
     /// Peak learning rates.
@@ -113,7 +119,7 @@ impl TrainSettings {
 }
 
 /// How the learning rate follows the batch size.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RateScaling {
     /// Not at all.
@@ -126,7 +132,7 @@ pub enum RateScaling {
 }
 
 /// One layer-wise factor, or one for each task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum LayerwiseDecay {
     /// The same for all.
@@ -149,7 +155,7 @@ impl LayerwiseDecay {
 }
 
 /// How gradients become steps. All have decoupled weight decay.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// Adam without bias correction, as BERT and BAM were trained.
@@ -163,7 +169,7 @@ pub enum OptimizerKind {
 }
 
 /// How the losses of a global batch become one number.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LossReduction {
     /// Divided by the global batch size.
@@ -221,6 +227,21 @@ impl TrainSettingsInput {
             search: self.search,
         }
     }
+}
+
+/// What an empty section of each kind becomes, as JSON.
+pub(super) fn defaults_by_kind() -> [(&'static str, Value); 3] {
+    let fine_tune = Some(TrainSettingsInput::default());
+    let train = TrainSection::from(TrainSectionInput { fine_tune, ..TrainSectionInput::default() });
+    // Into memory, and with text for keys.
+    let json = |settings: Option<&TrainSettings>| {
+        serde_json::to_value(settings).unwrap_or_else(|e| unreachable!("not serialisable as JSON: {e}"))
+    };
+    [
+        ("single", json(Some(&train.single))),
+        ("multi", json(Some(&train.multi))),
+        ("fine_tune", json(train.fine_tune.as_ref())),
+    ]
 }
 
 impl From<TrainSectionInput> for TrainSection {

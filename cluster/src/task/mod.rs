@@ -7,6 +7,7 @@ mod split;
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use glue::{NAMES as GLUE_NAMES, SUBMISSION, SubmissionFile, glue_task};
@@ -72,7 +73,7 @@ impl Kind {
 }
 
 /// A figure computed from predictions and gold labels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Metric {
     /// Share of right answers.
@@ -178,7 +179,7 @@ pub struct Layout {
 }
 
 /// One column of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Column {
     /// Position; 0 is the first, −1 the last.
