@@ -115,7 +115,7 @@ pub fn scenarios(plan: &Plan, processes: usize, every_steps: u64, is_exact: bool
 
 /// The points that stand for the others: before, at and after the moment that counts.
 const IN_SHORT: [CommitPoint; 3] =
-    [CommitPoint::OptimizerWritten, CommitPoint::OldMovedAside, CommitPoint::LatestWritten];
+    [CommitPoint::OptimizerWritten, CommitPoint::FenceChecked, CommitPoint::LatestWritten];
 
 /// The last model that is trained.
 fn last_training(plan: &Plan) -> Option<(&str, &TrainStage)> {
@@ -157,8 +157,8 @@ mod tests {
                 "student:stop:1:step-10",
                 "student:hang:1:step-10",
                 "student:kill:0:commit-10.3",
-                "student:kill:0:commit-10.8",
-                "student:kill:0:commit-10.11"
+                "student:kill:0:commit-10.7",
+                "student:kill:0:commit-10.10"
             ]
         );
         let resized: Vec<&Scenario> = all.iter().filter(|s| s.proof == Proof::Receipts).collect();
