@@ -63,7 +63,8 @@ mod tests {
         for text in ["step-00000030-start-7", "step-00000030", "step-1000000000-start-18446744073709551615"] {
             assert_eq!(Name::parse(text).unwrap().to_string(), text);
         }
-        for text in ["step-", "step-x", "step-3-start-", "step-3-start-x", ".draft-3", "damaged-step-00000003-start-1"] {
+        for text in ["step-", "step-x", "step-3-start-", "step-3-start-x", ".draft-3", "damaged-step-00000003-start-1"]
+        {
             assert_eq!(Name::parse(text), None, "{text}");
         }
         assert!(names(&[(9, 8), (10, 1), (10, 2)]).is_sorted());

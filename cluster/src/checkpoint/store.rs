@@ -121,7 +121,8 @@ impl Store {
     pub fn newest_good(&self) -> Result<(Option<Found>, Vec<CheckpointError>), CheckpointError> {
         let (found, damaged) = self.newest_of(&self.names()?);
         let damaged = damaged.into_iter();
-        let damaged = damaged.map(|(name, problem)| CheckpointError::Damaged { path: self.path(name), problem }).collect();
+        let damaged =
+            damaged.map(|(name, problem)| CheckpointError::Damaged { path: self.path(name), problem }).collect();
         Ok((found.map(|(name, state)| Found { path: self.path(name), state }), damaged))
     }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use bam_cluster::published::{PublishedHead, TOKENIZER_FILES, describe_heads};
 use bam_cluster::task::Task;
 use bam_cluster::teacher::TaskModel;
-use bam_cluster::{digest, files};
+use bam_cluster::{aside, digest, files};
 use serde_json::{Value, json};
 
 use crate::model::{Bert, Head};
@@ -21,17 +21,16 @@ const CONFIG: &str = "config.json";
 pub(super) fn publish(session: &Session, model: &mut Bert, tasks: &[&Task], directory: &Path) -> Result<String> {
     let (encoder, fence) = (&session.encoder, &session.fence);
     let context = || format!("publishing the model to {}", directory.display());
-    let aside = directory.with_extension(format!("draft-{}", fence.incarnation()));
-    if aside.exists() {
-        fs::remove_dir_all(&aside).with_context(context)?;
-    }
+    let aside = aside::directory(directory, fence.incarnation());
     fs::create_dir_all(&aside).with_context(context)?;
     let parameters = model.parameters_mut();
     let (specs, ranges) = (parameters.specs().to_vec(), parameters.ranges().to_vec());
     let is_single = tasks.len() == 1;
     write_values(&aside.join(WEIGHTS), &specs, &ranges, parameters.values_mut(), is_single).with_context(context)?;
+    session.faults.wrote();
     let config = config(session, model, tasks)?;
     files::write_json(&aside.join(CONFIG), &config).with_context(context)?;
+    session.faults.wrote();
     for name in TOKENIZER_FILES {
         let from = encoder.directory.join(name);
         if from.exists() {
@@ -47,6 +46,7 @@ pub(super) fn publish(session: &Session, model: &mut Bert, tasks: &[&Task], dire
         fs::remove_dir_all(directory).with_context(context)?;
     }
     fs::rename(&aside, directory).with_context(context)?;
+    session.faults.wrote();
     files::sync_dir(directory.parent().unwrap_or(directory)).with_context(context)?;
     Ok(sum)
 }

@@ -125,6 +125,7 @@ fn finish(session: &Session, tasks: &[&Task], model: &mut Bert) -> Result<Outcom
             let path = session.run.predictions(stage, &task.name, "dev");
             let text = table(task, &set, &predictions);
             files::write_atomically(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
+            session.faults.wrote();
         }
     }
     let mut outputs = Sums::new();
@@ -134,6 +135,7 @@ fn finish(session: &Session, tasks: &[&Task], model: &mut Bert) -> Result<Outcom
         outputs.insert("model".to_owned(), publish(session, model, tasks, &directory)?);
         let path = session.run.scores(stage);
         files::write_json(&path, &scores).with_context(|| path.display().to_string())?;
+        session.faults.wrote();
     }
     Ok(Outcome::Finished { outputs })
 }
