@@ -151,6 +151,24 @@ fn a_kill_while_files_are_being_published_leaves_no_trace() {
     reference.finish(&run);
 }
 
+/// Between two files of what a stage makes, in every kind of stage.
+#[test]
+fn a_rank_killed_between_files_leaves_none_half_written() {
+    let reference = undisturbed();
+    let run = reference.fresh("killed-between-files");
+    let faults = [
+        "prepare:kill:1:written-1",
+        "teacher-cola:kill:0:written-3",
+        "teacher-warmth:kill:0:written-4",
+        "logits:kill:0:written-2",
+        "student:kill:0:written-5",
+    ];
+    let done =
+        faults.iter().fold(command(&reference.place, &run), |bam, fault| bam.arg("--inject").arg(fault)).expect(0);
+    assert_eq!(done.stderr.matches("(restart 1 of").count(), faults.len(), "{done}");
+    reference.assert_same(&run);
+}
+
 #[test]
 fn a_recipe_of_your_choice_survives_five_kills() {
     let Some(recipe) = env::var_os("KILL_RECIPE") else {

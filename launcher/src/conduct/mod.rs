@@ -117,6 +117,10 @@ impl<'a> Conductor<'a> {
     /// A stage fails; the others have been stopped at a checkpoint.
     pub fn run(&self, mut inputs: StageInputs) -> anyhow::Result<Option<u8>> {
         self.screen.line(&format!("run directory: {}", self.run.path().display()));
+        if self.only.is_none() {
+            // Nobody else writes here while this launcher has the whole run.
+            aside::sweep(self.run.path());
+        }
         for warning in &self.project.warnings {
             self.screen.line(&format!("warning: {warning}"));
         }
@@ -315,7 +319,7 @@ impl<'a> Conductor<'a> {
     /// Removes what earlier starts of a stage have left half-written.
     fn sweep(&self, stage: &Stage) {
         let (run, own) = (&self.run, self.run.stage(&stage.name));
-        let mut directories = vec![own.join("predictions"), own];
+        let mut directories = vec![run.checkpoints(&stage.name), own.join("predictions"), own];
         match &stage.work {
             StageWork::Prepare => directories.push(run.path().join("data")),
             StageWork::Logits(work) => {

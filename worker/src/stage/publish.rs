@@ -41,6 +41,7 @@ pub(super) fn publish(session: &Session, model: &mut Bert, tasks: &[&Task], dire
     for entry in fs::read_dir(&aside).with_context(context)? {
         fs::File::open(entry.with_context(context)?.path()).and_then(|f| f.sync_all()).with_context(context)?;
     }
+    files::sync_dir(&aside).with_context(context)?;
     fence.check()?;
     if directory.exists() {
         fs::remove_dir_all(directory).with_context(context)?;
