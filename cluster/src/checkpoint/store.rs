@@ -169,7 +169,7 @@ impl Store {
     }
 
     /// The newest of these that is whole, and what is wrong with those newer than it.
-    fn newest_of(&self, names: &[Name]) -> (Option<(Name, State)>, Vec<(Name, String)>) {
+    fn newest_of(&self, names: &[Name]) -> Looked {
         let mut damaged = Vec::new();
         for &name in names.iter().rev() {
             match self.read(name) {
@@ -248,6 +248,9 @@ const STATE: &str = "state.json";
 const DRAFT: &str = ".draft-";
 /// How the names of checkpoints begin that are about to be removed, so that no reader finds one while it is.
 const OLD: &str = ".old-";
+
+/// A checkpoint that is whole, and what is wrong with others.
+type Looked = (Option<(Name, State)>, Vec<(Name, String)>);
 
 /// Renames a directory; one that has the new name already is removed. False if it is not there: for a reader of its old name
 /// it is gone, whoever has renamed or removed it.
