@@ -39,6 +39,10 @@ pub enum Act {
 pub enum Point {
     /// The gradients of this step are ready and not yet reduced.
     Step(u64),
+    /// They are reduced, and this rank has not yet updated its share of the model; others of its host may have.
+    Update(u64),
+    /// The rank has written so many files of its stage's products, or given so many directories of them their names.
+    Written(u64),
     /// A point of the commit of a checkpoint, by its number (see `CommitPoint`).
     Commit {
         /// Optimizer steps in the checkpoint.
@@ -59,6 +63,8 @@ impl fmt::Display for Fault {
         write!(f, "{}:{act}:{}:", self.stage, self.rank)?;
         match self.at {
             Point::Step(step) => write!(f, "step-{step}"),
+            Point::Update(step) => write!(f, "update-{step}"),
+            Point::Written(files) => write!(f, "written-{files}"),
             Point::Commit { step, point } => write!(f, "commit-{step}.{point}"),
         }
     }
@@ -67,7 +73,8 @@ impl fmt::Display for Fault {
 /// A text that is no fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "'{0}' is no failure; expected STAGE:kill|stop|hang|wait:RANK:step-N or commit-N.POINT, as in student:kill:1:step-12"
+    "'{0}' is no failure; expected STAGE:kill|stop|hang|wait:RANK:step-N, update-N, written-N or commit-N.POINT, as in \
+     student:kill:1:step-12"
 )]
 pub struct NoFault(String);
 
@@ -89,9 +96,11 @@ fn parse(text: &str) -> Option<Fault> {
         "wait" => Act::Wait,
         _ => return None,
     };
-    let at = match (at.strip_prefix("step-"), at.strip_prefix("commit-")) {
-        (Some(step), _) => Point::Step(step.parse().ok()?),
-        (_, Some(commit)) => {
+    let at = match at.split_once('-')? {
+        ("step", step) => Point::Step(step.parse().ok()?),
+        ("update", step) => Point::Update(step.parse().ok()?),
+        ("written", files) => Point::Written(files.parse().ok()?),
+        ("commit", commit) => {
             let (step, point) = commit.split_once('.')?;
             Point::Commit { step: step.parse().ok()?, point: point.parse().ok()? }
         }
@@ -111,13 +120,21 @@ mod tests {
             "student:kill:1:step-12",
             "teacher-rte@2:stop:0:step-0",
             "student:hang:3:commit-20.9",
+            "student:kill:3:update-7",
+            "logits:kill:1:written-2",
             "multi:wait:0:step-12",
         ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }
-        for text in
-            ["", "student:kill:1", "student:eat:1:step-2", ":kill:1:step-2", "s:kill:x:step-2", "s:kill:1:commit-2"]
-        {
+        for text in [
+            "",
+            "student:kill:1",
+            "student:eat:1:step-2",
+            ":kill:1:step-2",
+            "s:kill:x:step-2",
+            "s:kill:1:commit-2",
+            "s:kill:1:steps-2",
+        ] {
             assert!(text.parse::<Fault>().is_err(), "{text}");
         }
     }

@@ -3,17 +3,17 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::aside;
 
 /// Replaces `path` with `content`, all or nothing, and makes sure that it is on disk when this returns.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let parent = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(parent)?;
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
-    let aside = parent.join(format!(".{name}.{}.tmp", one_writer()));
+    let aside = aside::file(path);
     let written = (|| {
         let mut file = File::create(&aside)?;
         file.write_all(content)?;
@@ -30,15 +30,6 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
 /// Opens a file that is there to be locked, and makes it if need be.
 pub fn open_to_lock(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(false).open(path)
-}
-
-/// A word that no other writer has, on whatever host or thread.
-fn one_writer() -> String {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    // Processes of different hosts may have the same number.
-    let host = nix::unistd::gethostname().unwrap_or_default();
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    format!("{}.{}.{count}", host.to_string_lossy(), std::process::id())
 }
 
 /// [`write_atomically`] of a value's indented JSON.

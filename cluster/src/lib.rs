@@ -1,6 +1,7 @@
 //! What all processes of a bam run agree on: the recipe, the plan that follows from it, how ranks talk to one
 //! another and to the launcher, and the files by which a run survives. No libtorch, no MPI, no HDF5.
 
+pub mod aside;
 pub mod checkpoint;
 pub mod comm;
 pub mod config;

@@ -266,6 +266,30 @@ fn a_damaged_recipe_is_an_error_or_a_sound_recipe() {
     assert!(accepted > 100, "{accepted} recipes were accepted");
 }
 
+/// Hosts become an argument of `mpirun`.
+#[test]
+fn a_damaged_list_of_hosts_is_an_error_or_a_list_of_hosts() {
+    const HOSTS: &str = "[n1, 'n2:4', gpu-node_07.cluster.example.org:2]";
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("recipe.yaml");
+    let head = "name: x\nmodel: { path: m }\ndata: { glue: g, tasks: [cola] }\ncluster: { hosts: ";
+    let mut mutator = Mutator::new(6);
+    let (mut accepted, mut hosts) = (0, 0);
+    for _ in 0..8_000 {
+        replace(&path, [head.as_bytes(), &mutator.text(HOSTS), b" }\n"].concat());
+        let Ok(recipe) = load(&path, &[]) else { continue };
+        accepted += 1;
+        for host in &recipe.cluster.hosts {
+            let is_word = |word: &str| word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+            let (name, ranks) = host.split_once(':').unwrap_or((host, "1"));
+            assert!(is_word(name) && !name.is_empty() && !name.starts_with('-'), "{host:?}");
+            assert!(ranks.parse::<u16>().is_ok_and(|ranks| ranks > 0), "{host:?}");
+            hosts += 1;
+        }
+    }
+    assert!(accepted > 500 && hosts > 500, "{accepted} lists of {hosts} hosts were accepted");
+}
+
 #[test]
 fn a_recipe_out_of_all_proportion_is_refused_in_no_time() {
     let directory = tempfile::tempdir().unwrap();

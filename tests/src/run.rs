@@ -95,6 +95,13 @@ impl Run {
         sha256(&self.weights(stage))
     }
 
+    /// Everything in the directory that has the name of something that is being written.
+    pub fn half_written(&self) -> Vec<PathBuf> {
+        let mut found = vec![];
+        add_half_written(&self.0, &mut found);
+        found
+    }
+
     /// All lines of a stage's log.
     pub fn log(&self, stage: &str) -> String {
         fs::read_to_string(self.at(format!("logs/{stage}.log"))).unwrap_or_default()
@@ -128,6 +135,20 @@ fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
     names.sort_unstable();
     names
+}
+
+fn add_half_written(directory: &Path, found: &mut Vec<PathBuf>) {
+    for name in names(directory) {
+        let path = directory.join(&name);
+        if [".tmp", ".new"].iter().any(|end| name.ends_with(end))
+            || name.contains(".draft")
+            || name.starts_with(".old-")
+        {
+            found.push(path);
+        } else if path.is_dir() {
+            add_half_written(&path, found);
+        }
+    }
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -5,7 +5,7 @@
 
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -77,6 +77,7 @@ impl Undisturbed {
             let scores = |run: &Run| run.json(&format!("stages/{stage}/dev.json"));
             assert_eq!(scores(run), scores(&self.run), "scores of {stage}");
         }
+        assert_eq!(run.half_written(), Vec::<PathBuf>::new());
     }
 }
 
@@ -148,6 +149,24 @@ fn a_kill_while_files_are_being_published_leaves_no_trace() {
         assert_vanish(&running.kill_all(), Duration::from_secs(10));
     }
     reference.finish(&run);
+}
+
+/// Between two files of what a stage makes, in every kind of stage.
+#[test]
+fn a_rank_killed_between_files_leaves_none_half_written() {
+    let reference = undisturbed();
+    let run = reference.fresh("killed-between-files");
+    let faults = [
+        "prepare:kill:1:written-1",
+        "teacher-cola:kill:0:written-3",
+        "teacher-warmth:kill:0:written-4",
+        "logits:kill:0:written-2",
+        "student:kill:0:written-5",
+    ];
+    let done =
+        faults.iter().fold(command(&reference.place, &run), |bam, fault| bam.arg("--inject").arg(fault)).expect(0);
+    assert_eq!(done.stderr.matches("(restart 1 of").count(), faults.len(), "{done}");
+    reference.assert_same(&run);
 }
 
 #[test]
@@ -306,7 +325,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
         let warning = done.stderr.lines().find(|l| l.contains("warning")).unwrap_or_default();
         let [before, damaged] = [0, 1].map(|i| checkpoints[i].file_name().unwrap().to_str().unwrap().to_owned());
         assert!(warning.contains(&damaged), "no warning names {damaged}: {done}");
-        let step: u64 = before.trim_start_matches("step-").parse().unwrap();
+        let step: u64 = before.split('-').nth(1).unwrap().parse().unwrap();
         assert!(done.stderr.contains(&format!("step {step} of {STUDENT_STEPS}")), "not from {before}: {done}");
         reference.assert_same(&run);
     }

@@ -32,7 +32,9 @@ fn a_recipe_survives_its_rehearsal_and_the_table_says_so() {
         "run again on 1 instead of 2",
         "same weights, bit for bit",
         "same examples in the same order",
-        "11 of 11 survived",
+        "before its part of the update",
+        "after its first shard of logits",
+        "13 of 13 survived",
         "did not come to collective 'words of the batch'",
     ] {
         assert!(done.stdout.contains(part), "'{part}' is not in {done}");

@@ -1,10 +1,14 @@
 //! The evidence in docs/reliability.md: hundreds of kills, of every rank, of the launcher, of everything, at random moments
-//! and at every numbered point of the commit protocol. `RELIABILITY_KILLS=200` says how many; without it this is skipped.
+//! of every stage, at every numbered point of the commit protocol, after every file of a stage's products and in the middle
+//! of an update. `RELIABILITY_KILLS=200` says how many; without it this is skipped.
 
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
 use std::collections::BTreeMap;
 use std::env;
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,15 +16,24 @@ use bam_tests::{Bam, Recipe, Run, Running, Stream, Workplace, say_skipped, tree}
 use nix::sys::signal::Signal;
 
 /// The points of a commit; the program's own list is as long.
-const COMMIT_POINTS: u32 = 13;
+const COMMIT_POINTS: u32 = 12;
 /// So many kills at most hit one run before it is left in peace.
 const KILLS_OF_A_RUN: usize = 12;
-const STAGES: [&str; 3] = ["teacher-cola", "teacher-warmth", "student"];
+const STAGES: [&str; 5] = ["prepare", "teacher-cola", "teacher-warmth", "logits", "student"];
+const TRAINED: [&str; 3] = ["teacher-cola", "teacher-warmth", "student"];
+/// A rank and how many files it writes of a stage's products.
+const WRITTEN: [(&str, usize, u64); 6] = [
+    ("prepare", 0, 2),
+    ("prepare", 1, 2),
+    ("logits", 0, 6),
+    ("logits", 1, 2),
+    ("teacher-warmth", 0, 5),
+    ("student", 0, 6),
+];
 
 struct Bench {
     place: Workplace,
     whole: Run,
-    time: Duration,
 }
 
 impl Bench {
@@ -34,9 +47,24 @@ impl Bench {
         recipe.cluster = "processes: 2, deadline: 60, max_restarts: 1000".into();
         place.recipe("recipe.yaml", &recipe);
         let whole = Run::new(place.at("runs/whole"));
-        let bench = Bench { place, whole, time: Duration::ZERO };
-        let done = bench.command(&bench.whole).expect(0);
-        Bench { time: done.time, ..bench }
+        let bench = Bench { place, whole };
+        bench.command(&bench.whole).expect(0);
+        bench
+    }
+
+    /// How long a stage took that nothing happened to.
+    fn seconds(&self, stage: &str) -> f64 {
+        self.whole.json(&format!("stages/{stage}/done.json"))["seconds"].as_f64().unwrap()
+    }
+
+    /// Lets a rank of each of these stages kill itself at a point, and proves that it never shows.
+    fn inject(&self, faults: &[String]) {
+        let run = Run::new(self.place.at("runs/injected"));
+        let done = faults.iter().fold(self.command(&run), |bam, fault| bam.arg("--inject").arg(fault)).expect(0);
+        assert_eq!(done.stderr.matches("(restart 1 of").count(), faults.len(), "{faults:?}: {done}");
+        self.assert_same(&run);
+        fs::remove_dir_all(run.path()).unwrap();
+        println!("{}: the same", faults.join(", "));
     }
 
     fn command(&self, run: &Run) -> Bam {
@@ -46,28 +74,55 @@ impl Bench {
 
     /// Nothing may show of what happened.
     fn assert_same(&self, run: &Run) {
-        for stage in STAGES {
+        for stage in TRAINED {
             assert_eq!(run.weights_sha256(stage), self.whole.weights_sha256(stage), "weights of {stage}");
             assert_eq!(run.receipt(stage), self.whole.receipt(stage), "receipt of {stage}");
             assert_eq!(run.steps(stage), self.whole.steps(stage), "metrics of {stage}");
         }
+        assert_eq!(run.half_written(), Vec::<PathBuf>::new());
     }
 }
 
-/// What was killed, how often, and how long it took until `bam` named a dead rank.
+/// What was killed, how often, in which stages, and how long it took until `bam` named a dead rank.
 #[derive(Default)]
 struct Tally {
     kills: BTreeMap<&'static str, usize>,
+    stages: BTreeMap<&'static str, usize>,
     noticed: Vec<Duration>,
 }
 
 impl Tally {
-    fn add(&mut self, what: &'static str) {
+    fn add(&mut self, what: &'static str, stage: &'static str) {
         *self.kills.entry(what).or_default() += 1;
+        *self.stages.entry(stage).or_default() += 1;
     }
 
     fn total(&self) -> usize {
         self.kills.values().sum()
+    }
+
+    /// Within which time such a share of the dead ranks was named.
+    fn noticed_within(&self, share: f64) -> Option<Duration> {
+        let mut noticed = self.noticed.clone();
+        noticed.sort_unstable();
+        let place = (noticed.len() as f64 * share).ceil() as usize;
+        noticed.get(place.saturating_sub(1)).copied()
+    }
+}
+
+/// Said after each run, so that it is known where the test is cut short, too.
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (what, count) in self.kills.iter().chain(&self.stages) {
+            write!(f, "{what} {count}, ")?;
+        }
+        write!(f, "{} dead ranks named", self.noticed.len())?;
+        for (name, share) in [("median", 0.5), ("p99", 0.99), ("most", 1.0)] {
+            if let Some(time) = self.noticed_within(share) {
+                write!(f, ", {name} {:.2} s", time.as_secs_f64())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -79,69 +134,78 @@ fn kills_at_random_moments_and_at_every_point_of_a_commit_never_show() {
     };
     let bench = Bench::new();
     let mut tally = Tally::default();
-    for point in 1..=COMMIT_POINTS {
-        for (stage, step) in [("teacher-cola", 12), ("student", 30)] {
-            let run = Run::new(bench.place.at(format!("runs/point-{point}-{stage}")));
-            let fault = format!("{stage}:kill:0:commit-{step}.{point}");
-            let done = bench.command(&run).arg("--inject").arg(&fault).expect(0);
-            assert!(done.stderr.contains("(restart 1 of"), "{fault} did not come about: {done}");
-            bench.assert_same(&run);
-            tally.add("rank 0 at a point of a commit");
-            std::fs::remove_dir_all(run.path()).unwrap();
+    // A stage's failures come one in a run, and all stages' side by side.
+    let mut points: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    let mut add = |what, stage, fault: String| {
+        points.entry(stage).or_default().push(fault);
+        tally.add(what, stage);
+    };
+    for (stage, step) in [("teacher-cola", 12), ("student", 30)] {
+        for point in 1..=COMMIT_POINTS {
+            add("rank 0 at a point of a commit", stage, format!("{stage}:kill:0:commit-{step}.{point}"));
         }
-        println!("point {point} of {COMMIT_POINTS}: the same");
+        for rank in [0, 1] {
+            add("a rank before its part of an update", stage, format!("{stage}:kill:{rank}:update-17"));
+        }
+    }
+    for (stage, rank, files) in WRITTEN {
+        for file in 1..=files {
+            add("a rank after a file of a stage's products", stage, format!("{stage}:kill:{rank}:written-{file}"));
+        }
+    }
+    let mut runs = 0;
+    while points.values().any(|of_stage| !of_stage.is_empty()) {
+        runs += 1;
+        bench.inject(&points.values_mut().filter_map(Vec::pop).collect::<Vec<String>>());
     }
     let mut random = Stream::new(11);
-    let mut runs = 0;
     while tally.total() < wanted {
         runs += 1;
         let run = Run::new(bench.place.at(format!("runs/random-{runs}")));
         disturb(&bench, &run, &mut random, &mut tally, wanted);
         bench.assert_same(&run);
-        println!("run {runs}: {} kills so far, the same", tally.total());
-        std::fs::remove_dir_all(run.path()).unwrap();
+        println!("run {runs}: the same; {} kills so far: {tally}", tally.total());
+        fs::remove_dir_all(run.path()).unwrap();
     }
-    println!("\n{} kills in {} runs, every one of which ended in the same weights", tally.total(), runs + 26);
-    for (what, count) in &tally.kills {
-        println!("  {count:4} {what}");
-    }
-    tally.noticed.sort_unstable();
-    if let (Some(most), n) = (tally.noticed.last(), tally.noticed.len()) {
-        let at = |share: f64| tally.noticed[((n as f64 * share).ceil() as usize).clamp(1, n) - 1];
-        println!("  {n} dead ranks named after {:?} (median), {:?} (p99), {most:?} (most)", at(0.5), at(0.99));
-        assert!(at(0.99) < Duration::from_secs(3), "p99 of a dead rank's detection");
+    println!("\nevery one of {runs} runs ended in the same weights");
+    if let Some(longest) = tally.noticed_within(0.99) {
+        assert!(longest < Duration::from_secs(3), "p99 of a dead rank's detection");
     }
 }
 
 /// Kills until the run has been hit often enough, then lets it end.
 fn disturb(bench: &Bench, run: &Run, random: &mut Stream, tally: &mut Tally, wanted: usize) {
-    let mut hits = 0;
     let mut running = bench.command(run).start();
-    while hits < KILLS_OF_A_RUN && tally.total() < wanted {
-        let pause = bench.time.mul_f64(0.4 * random.uniform());
-        let until = Instant::now() + pause;
-        while Instant::now() < until && !running.has_ended() {
-            thread::sleep(Duration::from_millis(5));
+    for _ in 0..KILLS_OF_A_RUN {
+        let left: Vec<&'static str> = STAGES.into_iter().filter(|stage| !run.is_done(stage)).collect();
+        if left.is_empty() || tally.total() >= wanted {
+            break;
         }
+        // The short stages are hit as often as the long ones.
+        let stage = left[random.below(left.len())];
+        let pause = Duration::from_secs_f64(bench.seconds(stage) * random.uniform());
+        wait(&mut running, || run.is_begun(stage));
+        let until = Instant::now() + pause;
+        wait(&mut running, || Instant::now() >= until);
+        let Some(hit) = STAGES.into_iter().find(|stage| !run.is_done(stage)) else { break };
         if running.has_ended() {
             break;
         }
-        hits += 1;
         match random.below(4) {
             0 => {
-                tally.add("everything at once");
+                tally.add("everything at once", hit);
                 running.kill_all();
                 running = bench.command(run).start();
             }
             1 => {
-                tally.add("the launcher");
+                tally.add("the launcher", hit);
                 running.signal(Signal::SIGKILL);
                 running.finish();
                 running = bench.command(run).start();
             }
             rank => {
                 if kill_rank(&mut running, rank - 2, tally) {
-                    tally.add(if rank == 2 { "rank 0" } else { "rank 1" });
+                    tally.add(if rank == 2 { "rank 0" } else { "rank 1" }, hit);
                 }
             }
         }
@@ -151,6 +215,13 @@ fn disturb(bench: &Bench, run: &Run, random: &mut Stream, tally: &mut Tally, wan
         // The same rank, killed twice at the same step by chance, is taken for a failure that comes again.
         assert!(ended.stderr.contains("for the second time"), "{ended}");
         bench.command(run).expect(0);
+    }
+}
+
+/// Waits until something is so, or the run has ended.
+fn wait(running: &mut Running, mut is_so: impl FnMut() -> bool) {
+    while !is_so() && !running.has_ended() {
+        thread::sleep(Duration::from_millis(2));
     }
 }
 

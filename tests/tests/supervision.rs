@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
-use std::fs;
-use std::process::Command;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -92,6 +94,18 @@ fn a_rank_that_dies_is_named_at_once_and_the_run_goes_on_by_itself() {
     }
 }
 
+/// The ranks of a host train one model in one memory: when one dies in an update, the other may have done its part of it.
+#[test]
+fn a_rank_that_dies_in_the_middle_of_an_update_leaves_no_half_of_it() {
+    let reference = undisturbed();
+    for rank in [0, 1] {
+        let run = reference.before_training(&format!("dies-in-update-{rank}"));
+        let (_, finished) = with_failure(&run, &format!("multi:kill:{rank}:update-17"));
+        assert!(finished.stderr.contains("signal 9 (Killed)"), "{finished}");
+        reference.assert_same(&run);
+    }
+}
+
 #[test]
 fn a_stopped_rank_is_named_within_the_deadline() {
     let reference = undisturbed();
@@ -171,32 +185,111 @@ fn a_rank_without_memory_says_so() {
     reference.assert_same(&run);
 }
 
+/// Rank 1 in a control group with less memory than it needs, as a batch system or a container may have it.
 #[test]
-fn a_full_disk_loses_nothing_and_is_named() {
+fn a_rank_that_the_kernel_kills_for_lack_of_memory_is_told_from_others() {
+    let Some(group) = ControlGroup::with_memory(24 << 20) else {
+        let test = "a_rank_that_the_kernel_kills_for_lack_of_memory_is_told_from_others";
+        return say_skipped(test, "no control group with a limit on memory can be made here");
+    };
     let reference = undisturbed();
-    let run = reference.before_training("full");
-    let checkpoints = run.at("stages/multi/checkpoints");
-    fs::create_dir_all(&checkpoints).unwrap();
-    // Room for one checkpoint and not for two: a file system of its own, in a name space that ends with bam.
-    let bytes: u64 = reference.run.checkpoints("multi").iter().take(1).map(|c| size_of_tree(c)).sum();
-    let script = format!("mount -t tmpfs -o size={} tmpfs {} && exec \"$@\"", bytes + bytes / 2, checkpoints.display());
-    let probe = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "x", "/mnt"])
-        .output();
-    if !probe.is_ok_and(|o| o.status.success()) {
-        return say_skipped("a_full_disk_loses_nothing_and_is_named", "unshare --mount is not allowed here");
-    }
-    let bam = program("bam");
-    let unshare = ["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh", bam.to_str().unwrap()];
-    let arguments = ["run", "recipe.yaml", "--run-dir", run.path().to_str().unwrap(), "-o", "cluster.max_restarts=1"];
-    let words = unshare.into_iter().chain(arguments);
-    let finished = Bam::of_program("unshare".as_ref(), reference.place.path(), words).finish();
-    finished.expect_error(1, &["rank 0 (", "No space left on device", "untouched", "checkpoint"]);
+    let run = reference.before_training("killed-for-memory");
+    let join = format!("[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && echo $$ > {}/cgroup.procs", group.0.display());
+    let worker = reference.place.worker_with("limited-worker", &join);
+    let started = command(&reference.place, &run).env("BAM_WORKER", worker).arg("-o").arg("cluster.max_restarts=0");
+    started
+        .finish()
+        .expect_error(1, &["rank 1 (", "signal 9 (Killed)", "killed for lack of memory", "micro_batch_size"]);
     command(&reference.place, &run).expect(0);
     reference.assert_same(&run);
 }
 
-fn size_of_tree(directory: &std::path::Path) -> u64 {
+/// A control group of this test's own, which vanishes with it.
+struct ControlGroup(PathBuf);
+
+impl ControlGroup {
+    fn with_memory(bytes: u64) -> Option<ControlGroup> {
+        let versions = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+        versions.into_iter().find_map(|(root, limit)| {
+            let group = ControlGroup(Path::new(root).join(format!("bam-test-{}", process::id())));
+            fs::create_dir(&group.0).ok()?;
+            // No file of this name may be made in a control group: it is there if there is such a limit.
+            File::options().write(true).open(group.0.join(limit)).ok()?.write_all(bytes.to_string().as_bytes()).ok()?;
+            let swap = File::options().write(true).open(group.0.join("memory.swap.max"));
+            let _ = swap.and_then(|mut file| file.write_all(b"0"));
+            Some(group)
+        })
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_is_named() {
+    let reference = undisturbed();
+    let run = reference.before_training("full");
+    // Room for one checkpoint and not for two.
+    let bytes: u64 = reference.run.checkpoints("multi").iter().take(1).map(|c| size_of_tree(c)).sum();
+    let Some(finished) = on_a_small_disk(&run, "stages/multi/checkpoints", bytes + bytes / 2) else { return };
+    finished.expect_error(1, &["rank 0 (", "No space left on device", "untouched", "checkpoint"]);
+    command(&reference.place, &run).expect(0);
+    reference.assert_same(&run);
+    // No room for data.
+    let run = Run::new(reference.place.at("runs/full-at-once"));
+    let Some(finished) = on_a_small_disk(&run, "data", 4096) else { return };
+    finished.expect_error(1, &["rank 0 (", "data/cola-train.h5", "No space left on device", "then run again"]);
+    command(&reference.place, &run).expect(0);
+    reference.assert_same(&run);
+}
+
+/// Runs where one directory is a file system of so many bytes, in a name space that ends with bam; none, and it says so, where
+/// that is not allowed.
+fn on_a_small_disk(run: &Run, directory: &str, bytes: u64) -> Option<Finished> {
+    let reference = undisturbed();
+    let probe = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "x", "/mnt"])
+        .output();
+    if !probe.is_ok_and(|o| o.status.success()) {
+        say_skipped("a_full_disk_loses_nothing_and_is_named", "unshare --mount is not allowed here");
+        return None;
+    }
+    fs::create_dir_all(run.at(directory)).unwrap();
+    let script = format!("mount -t tmpfs -o size={bytes} tmpfs {} && exec \"$@\"", run.at(directory).display());
+    let bam = program("bam");
+    let unshare = ["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh", bam.to_str().unwrap()];
+    let arguments = ["run", "recipe.yaml", "--run-dir", run.path().to_str().unwrap(), "-o", "cluster.max_restarts=1"];
+    let words = unshare.into_iter().chain(arguments);
+    Some(Bam::of_program("unshare".as_ref(), reference.place.path(), words).finish())
+}
+
+/// What a killed start has left in memory and in the directory for temporary files is gone after the next one.
+#[test]
+fn what_everything_killed_leaves_on_the_host_is_removed_by_the_next_start() {
+    if !Path::new("/dev/shm").is_dir() {
+        let test = "what_everything_killed_leaves_on_the_host_is_removed_by_the_next_start";
+        return say_skipped(test, "there is no /dev/shm");
+    }
+    let reference = undisturbed();
+    let run = reference.before_training("leaves");
+    let start = || command(&reference.place, &run).without_env("OMPI_MCA_btl_vader_backing_directory");
+    let mut running = start().start();
+    running.wait_until("step 10", || run.steps("multi").len() >= 10);
+    let rank = running.ranks(2).remove(0);
+    let named = |name: &str| PathBuf::from(rank.variable(name).unwrap());
+    let (memory, session) = (named("OMPI_MCA_btl_vader_backing_directory"), named("OMPI_MCA_orte_tmpdir_base"));
+    assert!(memory.starts_with("/dev/shm") && fs::read_dir(&memory).unwrap().count() > 1, "nothing in {memory:?}");
+    assert!(session.exists());
+    running.kill_all();
+    start().expect(0);
+    assert!(!memory.exists() && !session.exists(), "{memory:?} and {session:?} are left");
+    reference.assert_same(&run);
+}
+
+fn size_of_tree(directory: &Path) -> u64 {
     fs::read_dir(directory).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum()
 }
 

@@ -1,6 +1,7 @@
 //! Fails, or waits, where `bam rehearse` asked for it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,13 +18,23 @@ const LONGEST_WAIT: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub struct Faults {
     own: Arc<Vec<Fault>>,
+    written: Arc<AtomicU64>,
     control: Control,
 }
 
 impl Faults {
     /// Those of `rank`; the launcher hears of each before it comes.
     pub fn of_rank(all: &[Fault], rank: usize, control: Control) -> Faults {
-        Faults { own: Arc::new(all.iter().filter(|f| f.rank == rank).cloned().collect()), control }
+        Faults {
+            own: Arc::new(all.iter().filter(|f| f.rank == rank).cloned().collect()),
+            written: Arc::default(),
+            control,
+        }
+    }
+
+    /// Says that the rank has written one more file of its stage's products, or given a directory of them its name.
+    pub fn wrote(&self) {
+        self.reach(Point::Written(self.written.fetch_add(1, Ordering::Relaxed) + 1));
     }
 
     /// Says that the rank has come to a point. If it is to fail there, this does not return, or only after somebody has

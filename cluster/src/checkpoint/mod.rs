@@ -3,6 +3,7 @@
 
 mod fence;
 mod manifest;
+mod name;
 mod point;
 mod store;
 
@@ -13,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 pub use fence::Fence;
 pub use manifest::{Manifest, ManifestEntry};
+pub use name::newest_step;
 pub use point::CommitPoint;
-pub use store::{Draft, Found, Store, newest_step};
+pub use store::{Draft, Found, Store};
 
 use crate::plan::{Receipt, Schedule};
 

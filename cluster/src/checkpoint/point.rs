@@ -17,8 +17,6 @@ pub enum CommitPoint {
     DraftSynced,
     /// No newer start of the stage exists.
     FenceChecked,
-    /// A checkpoint of the same step, if there was one, is out of the way.
-    OldMovedAside,
     /// The draft has become the checkpoint.
     Renamed,
     /// The directory of checkpoints is synced.
@@ -33,7 +31,7 @@ pub enum CommitPoint {
 
 impl CommitPoint {
     /// All of them, in order.
-    pub const ALL: [CommitPoint; 13] = [
+    pub const ALL: [CommitPoint; 12] = [
         CommitPoint::Drafted,
         CommitPoint::ModelWritten,
         CommitPoint::OptimizerWritten,
@@ -41,7 +39,6 @@ impl CommitPoint {
         CommitPoint::ManifestWritten,
         CommitPoint::DraftSynced,
         CommitPoint::FenceChecked,
-        CommitPoint::OldMovedAside,
         CommitPoint::Renamed,
         CommitPoint::Synced,
         CommitPoint::LatestWritten,

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::name::{Name, too_many};
 use super::{CheckpointError, CommitPoint, Fence, Manifest, State};
 use crate::files;
 
@@ -87,7 +88,8 @@ impl Store {
         state: &State,
         mut passed: impl FnMut(CommitPoint),
     ) -> Result<PathBuf, CheckpointError> {
-        let target = self.directory.join(name_of(state.step));
+        let new = Name { step: state.step, start: self.fence.incarnation() };
+        let target = self.path(new);
         self.io(&draft.path, files::write_json(&draft.file(STATE), state))?;
         passed(CommitPoint::StateWritten);
         self.io(&draft.path, Manifest::write(&draft.path, &self.all_files()))?;
@@ -96,23 +98,18 @@ impl Store {
         passed(CommitPoint::DraftSynced);
         self.fence.check()?;
         passed(CommitPoint::FenceChecked);
-        self.io(&target, hide(&target))?;
-        passed(CommitPoint::OldMovedAside);
         self.io(&target, fs::rename(&draft.path, &target))?;
         passed(CommitPoint::Renamed);
         self.io(&self.directory, files::sync_dir(&self.directory))?;
         passed(CommitPoint::Synced);
-        let latest = self.directory.join("LATEST");
-        self.io(&latest, files::write_atomically(&latest, format!("{}\n", name_of(state.step)).as_bytes()))?;
+        self.name_latest(new)?;
         passed(CommitPoint::LatestWritten);
-        // An orphan that was held up since the check above must not remove what a newer start has made.
-        self.fence.check()?;
-        for step in too_many(&self.steps()?, state.step, self.keep) {
-            let path = self.directory.join(name_of(step));
-            self.io(&path, hide(&path))?;
+        for surplus in too_many(&self.own_or_earlier()?, new, self.keep) {
+            let (path, hidden) = (self.path(surplus), self.directory.join(format!("{OLD}{surplus}")));
+            self.io(&path, rename_over(&path, &hidden))?;
         }
         passed(CommitPoint::SurplusHidden);
-        self.sweep(&[OLD])?;
+        self.sweep()?;
         passed(CommitPoint::SurplusRemoved);
         Ok(target)
     }
@@ -122,54 +119,98 @@ impl Store {
     /// # Errors
     /// The directory cannot be read.
     pub fn newest_good(&self) -> Result<(Option<Found>, Vec<CheckpointError>), CheckpointError> {
-        let mut damaged = Vec::new();
-        for step in self.steps()?.into_iter().rev() {
-            let path = self.directory.join(name_of(step));
-            match self.read(&path, step) {
-                Ok(state) => return Ok((Some(Found { path, state }), damaged)),
-                Err(problem) => damaged.push(CheckpointError::Damaged { path, problem }),
-            }
-        }
-        Ok((None, damaged))
+        let (found, damaged) = self.newest_of(&self.names()?);
+        let damaged = damaged.into_iter();
+        let damaged =
+            damaged.map(|(name, problem)| CheckpointError::Damaged { path: self.path(name), problem }).collect();
+        Ok((found.map(|(name, state)| Found { path: self.path(name), state }), damaged))
     }
 
-    /// Prepares the directory for going on after `step` optimizer steps (0: from the beginning): damaged checkpoints of
-    /// later steps are set aside under another name, and what earlier starts left half-done is removed.
+    /// What this start goes on from: the newest checkpoint that is whole, which gets this start's name, so that no earlier
+    /// start can remove it any more; and what is wrong with those newer than it, which are set aside under another name.
+    /// What earlier starts left half-done is removed.
     ///
     /// # Errors
     /// The file system refuses, or a newer start of the stage exists.
-    pub fn go_on_after(&self, step: u64) -> Result<(), CheckpointError> {
-        self.fence.check()?;
-        for later in self.steps()?.into_iter().filter(|s| *s > step) {
-            let (from, to) = (self.directory.join(name_of(later)), self.directory.join(format!("damaged-{later:08}")));
-            let moved = (|| {
-                if to.exists() {
-                    fs::remove_dir_all(&to)?;
+    pub fn take_over(&self) -> Result<(Option<Found>, Vec<CheckpointError>), CheckpointError> {
+        let mut set_aside = Vec::new();
+        loop {
+            let listed = self.own_or_earlier()?;
+            let (found, damaged) = self.newest_of(&listed);
+            for (name, problem) in damaged {
+                let (from, to) = (self.path(name), self.directory.join(format!("damaged-{name}")));
+                if self.io(&from, rename_over(&from, &to))? {
+                    set_aside.push(CheckpointError::Damaged { path: from, problem });
                 }
-                fs::rename(&from, &to)
-            })();
-            self.io(&from, moved)?;
+            }
+            let Some((name, state)) = found else {
+                self.sweep()?;
+                return Ok((None, set_aside));
+            };
+            let own = Name { start: self.fence.incarnation(), ..name };
+            let (from, path) = (self.path(name), self.path(own));
+            // If it is not there any more, an earlier start has just removed it: there is a newer one.
+            if self.io(&from, rename_over(&from, &path))? {
+                self.io(&self.directory, files::sync_dir(&self.directory))?;
+                self.name_latest(own)?;
+                self.sweep()?;
+                return Ok((Some(Found { path, state }), set_aside));
+            }
         }
-        self.sweep(&[OLD, DRAFT])
     }
 
-    /// Removes entries whose names begin so.
-    fn sweep(&self, beginnings: &[&str]) -> Result<(), CheckpointError> {
-        for name in self.names()?.iter().filter(|name| beginnings.iter().any(|b| name.starts_with(b))) {
-            let path = self.directory.join(name);
-            self.io(&path, fs::remove_dir_all(&path))?;
+    /// The checkpoints of this start and earlier ones, in order. Only these may be renamed or removed: a newer start's may
+    /// come to be at any time.
+    fn own_or_earlier(&self) -> Result<Vec<Name>, CheckpointError> {
+        let listed = self.names()?;
+        self.fence.check()?;
+        // There was no newer start when the check was made, and so none when they were listed.
+        Ok(listed)
+    }
+
+    /// The newest of these that is whole, and what is wrong with those newer than it.
+    fn newest_of(&self, names: &[Name]) -> Looked {
+        let mut damaged = Vec::new();
+        for &name in names.iter().rev() {
+            match self.read(name) {
+                Ok(state) => return (Some((name, state)), damaged),
+                Err(problem) => damaged.push((name, problem)),
+            }
+        }
+        (None, damaged)
+    }
+
+    /// Removes what has lost its name, and what this start or an earlier one has left half-done.
+    fn sweep(&self) -> Result<(), CheckpointError> {
+        let own = self.fence.incarnation();
+        let is_left = |entry: &String| {
+            let draft = entry.strip_prefix(DRAFT).and_then(|start| start.parse().ok());
+            entry.starts_with(OLD) || draft.is_some_and(|start: u64| start <= own)
+        };
+        for entry in self.entries()?.into_iter().filter(is_left) {
+            let path = self.directory.join(entry);
+            match fs::remove_dir_all(&path) {
+                // Another start sweeps, too.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                removed => self.io(&path, removed)?,
+            }
         }
         Ok(())
     }
 
-    /// Steps of all checkpoints, damaged ones included, ascending.
-    fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
-        let mut steps: Vec<u64> = self.names()?.iter().filter_map(|name| step_of(name)).collect();
-        steps.sort_unstable();
-        Ok(steps)
+    fn name_latest(&self, name: Name) -> Result<(), CheckpointError> {
+        let latest = self.directory.join("LATEST");
+        self.io(&latest, files::write_atomically(&latest, format!("{name}\n").as_bytes()))
     }
 
-    fn names(&self) -> Result<Vec<String>, CheckpointError> {
+    /// The names of all checkpoints, damaged ones included, in order.
+    fn names(&self) -> Result<Vec<Name>, CheckpointError> {
+        let mut names: Vec<Name> = self.entries()?.iter().filter_map(|entry| Name::parse(entry)).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn entries(&self) -> Result<Vec<String>, CheckpointError> {
         let entries = match fs::read_dir(&self.directory) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => self.io(&self.directory, entries)?,
@@ -177,18 +218,23 @@ impl Store {
         Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
     }
 
+    fn path(&self, name: Name) -> PathBuf {
+        self.directory.join(name.to_string())
+    }
+
     fn all_files(&self) -> Vec<&'static str> {
         self.files.iter().copied().chain([STATE]).collect()
     }
 
-    fn read(&self, path: &Path, step: u64) -> Result<State, String> {
-        Manifest::verify(path, &self.all_files())?;
+    fn read(&self, name: Name) -> Result<State, String> {
+        let path = self.path(name);
+        Manifest::verify(&path, &self.all_files())?;
         let state: State = match files::read_json(&path.join(STATE)) {
             Ok(Some(state)) => state,
             Ok(None) => return Err("has no state.json".to_owned()),
             Err(e) => return Err(format!("state.json: {e}")),
         };
-        if state.step == step { Ok(state) } else { Err(format!("says that it is step {}", state.step)) }
+        if state.step == name.step { Ok(state) } else { Err(format!("says that it is step {}", state.step)) }
     }
 
     fn io<T>(&self, path: &Path, result: io::Result<T>) -> Result<T, CheckpointError> {
@@ -200,204 +246,23 @@ const STATE: &str = "state.json";
 
 /// How the names of drafts begin; the number of the start follows.
 const DRAFT: &str = ".draft-";
-/// How the names of checkpoints begin that are about to be removed.
+/// How the names of checkpoints begin that are about to be removed, so that no reader finds one while it is.
 const OLD: &str = ".old-";
 
-fn name_of(step: u64) -> String {
-    format!("step-{step:08}")
-}
+/// A checkpoint that is whole, and what is wrong with others.
+type Looked = (Option<(Name, State)>, Vec<(Name, String)>);
 
-fn step_of(name: &str) -> Option<u64> {
-    name.strip_prefix("step-")?.parse().ok()
-}
-
-/// The step of the newest checkpoint in a stage's directory of checkpoints, for those who only look: whether it is whole
-/// is not asked.
-pub fn newest_step(directory: &Path) -> Option<u64> {
-    let names = fs::read_dir(directory).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    names.filter_map(|name| step_of(&name)).max()
-}
-
-/// The checkpoints to remove: all but the newest `keep` up to the one just committed, which is good and always kept.
-fn too_many(steps: &[u64], committed: u64, keep: usize) -> Vec<u64> {
-    let past: Vec<u64> = steps.iter().copied().filter(|s| *s <= committed).collect();
-    past[..past.len().saturating_sub(keep)].to_vec()
-}
-
-/// Takes a checkpoint's name away, if it is there, so that no reader finds it while it is being removed.
-fn hide(checkpoint: &Path) -> io::Result<()> {
-    let name = checkpoint.file_name().unwrap_or_default().to_string_lossy();
-    let hidden = checkpoint.with_file_name(format!("{OLD}{name}"));
-    if hidden.exists() {
-        fs::remove_dir_all(&hidden)?;
+/// Renames a directory; one that has the new name already is removed. False if it is not there: for a reader of its old name
+/// it is gone, whoever has renamed or removed it.
+fn rename_over(from: &Path, to: &Path) -> io::Result<bool> {
+    if from != to && from.exists() && to.exists() {
+        fs::remove_dir_all(to)?;
     }
-    match fs::rename(checkpoint, &hidden) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        moved => moved,
+    match fs::rename(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        renamed => renamed.map(|()| true),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan::{Receipt, Schedule};
-    use crate::run_dir::RunDir;
-
-    fn state(step: u64) -> State {
-        let schedule = Schedule { total_steps: 100, warmup_steps: 10, base_rate: 1e-4, constant_lambda: None };
-        let inputs = String::new();
-        State { step, receipt: Receipt::empty(), schedule, inputs, incarnation: 1, world_size: 1 }
-    }
-
-    fn commit(store: &Store, step: u64) -> Result<PathBuf, CheckpointError> {
-        let draft = store.draft()?;
-        fs::write(draft.file("model"), step.to_string()).unwrap();
-        store.commit(draft, &state(step), |_| {})
-    }
-
-    fn store(dir: &Path, keep: usize) -> Store {
-        let run = RunDir::new(dir);
-        Store::new(run.checkpoints("s"), &["model"], keep, Fence::advance(&run, "s").unwrap())
-    }
-
-    fn newest(store: &Store) -> (Option<u64>, usize) {
-        let (found, damaged) = store.newest_good().unwrap();
-        (found.map(|f| f.state.step), damaged.len())
-    }
-
-    #[test]
-    fn the_newest_is_found_and_the_oldest_retired() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path(), 2);
-        assert_eq!(newest(&store), (None, 0));
-        for step in [10, 20, 30] {
-            commit(&store, step).unwrap();
-        }
-        assert_eq!(newest(&store), (Some(30), 0));
-        assert_eq!(store.steps().unwrap(), [20, 30]);
-    }
-
-    #[test]
-    fn a_damaged_checkpoint_is_skipped_and_named_whatever_the_damage() {
-        let truncate = |p: &Path| fs::write(p.join("model"), "").unwrap();
-        let flip = |p: &Path| fs::write(p.join("model"), "21").unwrap();
-        let lose = |p: &Path| fs::remove_file(p.join("state.json")).unwrap();
-        let unname = |p: &Path| fs::remove_file(p.join("manifest.json")).unwrap();
-        let garble = |p: &Path| fs::write(p.join("manifest.json"), "{").unwrap();
-        let omit = |p: &Path| drop(Manifest::write(p, &["state.json"]).unwrap());
-        let damages: [&dyn Fn(&Path); 6] = [&truncate, &flip, &lose, &unname, &garble, &omit];
-        for damage in damages {
-            let dir = tempfile::tempdir().unwrap();
-            let store = store(dir.path(), 3);
-            commit(&store, 10).unwrap();
-            damage(&commit(&store, 20).unwrap());
-            assert_eq!(newest(&store), (Some(10), 1));
-            // Going on from 10 sets the damaged one aside and writes 20 anew.
-            store.go_on_after(10).unwrap();
-            assert_eq!(newest(&store), (Some(10), 0));
-            assert!(store.names().unwrap().contains(&"damaged-00000020".to_owned()));
-            commit(&store, 20).unwrap();
-            assert_eq!(newest(&store), (Some(20), 0));
-        }
-    }
-
-    #[test]
-    fn a_draft_that_is_not_committed_is_never_seen() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path(), 3);
-        let draft = store.draft().unwrap();
-        fs::write(draft.file("model"), "half").unwrap();
-        std::mem::forget(draft);
-        assert_eq!(newest(&store), (None, 0));
-        commit(&store, 1).unwrap();
-        assert_eq!(newest(&store), (Some(1), 0));
-    }
-
-    fn copy(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-            let target = to.join(entry.file_name());
-            if entry.path().is_dir() {
-                copy(&entry.path(), &target);
-            } else {
-                fs::copy(entry.path(), target).unwrap();
-            }
-        }
-    }
-
-    /// What a process leaves that is killed at a point is what is there at that point.
-    #[test]
-    fn whatever_point_a_commit_dies_at_the_old_or_the_new_checkpoint_is_there() {
-        for is_rewritten in [false, true] {
-            let (dir, left) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-            let before = store(dir.path(), 2);
-            for step in [5, 10].into_iter().chain(is_rewritten.then_some(20)) {
-                commit(&before, step).unwrap();
-            }
-            let mut points = vec![];
-            let draft = before.draft().unwrap();
-            fs::write(draft.file("model"), "20").unwrap();
-            let keep = |point: CommitPoint| {
-                points.push(point);
-                copy(dir.path(), &left.path().join(point.number().to_string()));
-            };
-            before.commit(draft, &state(20), keep).unwrap();
-            // The first points are the tensors', which the caller writes.
-            assert_eq!(points, CommitPoint::ALL[3..]);
-            for point in points {
-                let after = store(&left.path().join(point.number().to_string()), 2);
-                let (found, damaged) = newest(&after);
-                let is_there = if point < CommitPoint::Renamed { is_rewritten } else { true };
-                let is_moving = point == CommitPoint::OldMovedAside;
-                assert_eq!(found, Some(if is_there && !is_moving { 20 } else { 10 }), "{point:?}");
-                assert_eq!(damaged, 0, "{point:?}");
-                after.go_on_after(found.unwrap()).unwrap();
-                assert!(after.names().unwrap().iter().all(|n| !n.starts_with('.')), "{point:?}");
-                commit(&after, 20).unwrap();
-                commit(&after, 30).unwrap();
-                assert_eq!(after.steps().unwrap(), [20, 30], "{point:?}");
-            }
-        }
-    }
-
-    /// It had passed the check of the fence when it was held up, and goes on after a newer start has committed.
-    #[test]
-    fn an_orphan_that_was_held_up_removes_nothing_of_a_newer_start() {
-        let dir = tempfile::tempdir().unwrap();
-        let orphan = store(dir.path(), 1);
-        commit(&orphan, 10).unwrap();
-        let draft = orphan.draft().unwrap();
-        fs::write(draft.file("model"), "20").unwrap();
-        let meanwhile = |point| {
-            if point == CommitPoint::FenceChecked {
-                let newer = store(dir.path(), 2);
-                commit(&newer, 15).unwrap();
-                commit(&newer, 30).unwrap();
-            }
-        };
-        let outcome = orphan.commit(draft, &state(20), meanwhile);
-        assert!(matches!(outcome, Err(CheckpointError::Fenced { .. })));
-        let newer = store(dir.path(), 2);
-        assert_eq!(newest(&newer), (Some(30), 0));
-        assert!(newer.steps().unwrap().contains(&15));
-    }
-
-    #[test]
-    fn an_orphan_of_an_earlier_start_cannot_commit() {
-        let dir = tempfile::tempdir().unwrap();
-        let orphan = store(dir.path(), 3);
-        commit(&orphan, 1).unwrap();
-        let newer = store(dir.path(), 3);
-        assert!(matches!(commit(&orphan, 2), Err(CheckpointError::Fenced { own: 1, current: 2 })));
-        commit(&newer, 2).unwrap();
-        assert_eq!(newest(&newer), (Some(2), 0));
-    }
-
-    #[test]
-    fn retention_keeps_the_committed_one_and_leaves_later_ones_alone() {
-        assert_eq!(too_many(&[1, 2, 3], 3, 2), [1]);
-        assert!(too_many(&[1, 2, 3, 9], 3, 5).is_empty());
-        assert_eq!(too_many(&[1, 2, 3, 9], 3, 1), [1, 2]);
-        assert!(too_many(&[3], 3, 1).is_empty());
-    }
-}
+mod tests;

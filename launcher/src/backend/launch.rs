@@ -2,14 +2,14 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bam_cluster::config::ClusterSection;
 use bam_cluster::plan::Stage;
 use bam_cluster::run_dir::RunDir;
 use nix::sys::signal::Signal;
 
-use super::{Programs, Starter, mpirun, srun};
+use super::{Programs, Scratch, Starter, mpirun, srun};
 use crate::shell::quoted;
 
 /// A command that starts ranks.
@@ -43,8 +43,8 @@ pub struct Start<'a> {
     pub cluster: &'a ClusterSection,
     /// What the ranks do.
     pub duty: Duty<'a>,
-    /// A directory of this start's own, on this host.
-    pub scratch: &'a Path,
+    /// Its directories on this host.
+    pub scratch: &'a Scratch,
     /// Which start of the run this is.
     pub incarnation: u64,
 }

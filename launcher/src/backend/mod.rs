@@ -5,6 +5,7 @@ mod mpirun;
 mod probe;
 mod process;
 mod programs;
+mod scratch;
 mod srun;
 
 use bam_cluster::config::ClusterSection;
@@ -14,6 +15,7 @@ pub use launch::{Duty, Launch, Start};
 pub use probe::output;
 pub use process::{Process, ProcessEvent};
 pub use programs::{Programs, Starter};
+pub use scratch::Scratch;
 
 use crate::slurm::Allocation;
 

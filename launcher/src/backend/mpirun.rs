@@ -41,6 +41,10 @@ const NAME_HOSTS: [&str; 8] =
 /// How the names of Open MPI's parameters end that say where sessions are kept.
 const SESSION_BASE: &str = "tmpdir_base";
 
+/// The same of what says where ranks of one host share memory: in Open MPI 4, and from 5 on.
+const MEMORY_BASE: &str = "backing_directory";
+const MEMORY_BASES: [&str; 2] = ["OMPI_MCA_btl_vader_backing_directory", "OMPI_MCA_btl_sm_backing_directory"];
+
 /// Containers are often root's, and Open MPI wants to be told that this is meant.
 const AS_ROOT: [&str; 2] = ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"];
 
@@ -61,11 +65,14 @@ pub(super) fn launch(mpirun: &Path, programs: &Programs, start: &Start) -> Launc
     }
     // Open MPI 4 keeps the sessions of all of a user's starts in one directory, which the one that ends first may
     // remove from under another that is just starting. Whoever says where sessions belong is obeyed.
-    let said = env::vars_os().any(|(name, _)| name.to_string_lossy().ends_with(SESSION_BASE));
     let reach = reach(programs, cluster);
-    if !said && reach == Reach::ThisHost && !cluster.mpirun_args.iter().any(|argument| argument.ends_with(SESSION_BASE))
-    {
-        environment.push(("OMPI_MCA_orte_tmpdir_base", start.scratch.display().to_string()));
+    let is_free = |parameter: &str| reach == Reach::ThisHost && !is_said(cluster, parameter);
+    if is_free(SESSION_BASE) {
+        environment.push(("OMPI_MCA_orte_tmpdir_base", start.scratch.session().display().to_string()));
+    }
+    // What a killed start leaves in memory is found again in a directory that bam knows.
+    if let Some(memory) = start.scratch.memory().filter(|_| is_free(MEMORY_BASE)) {
+        environment.extend(MEMORY_BASES.map(|name| (name, memory.display().to_string())));
     }
     let mut arguments: Vec<OsString> = vec!["-n".into(), start.ranks().to_string().into()];
     arguments.push("--tag-output".into());
@@ -84,6 +91,12 @@ pub(super) fn launch(mpirun: &Path, programs: &Programs, start: &Start) -> Launc
     arguments.extend(cluster.mpirun_args.iter().map(OsString::from));
     arguments.extend(start.worker(programs));
     Launch { program: mpirun.to_owned(), arguments, environment, without: &[], kill: Signal::SIGKILL }
+}
+
+/// Whether the user, or the recipe, says what a parameter of Open MPI is, whose name ends so.
+fn is_said(cluster: &ClusterSection, parameter: &str) -> bool {
+    env::vars_os().any(|(name, _)| name.to_string_lossy().ends_with(parameter))
+        || cluster.mpirun_args.iter().any(|argument| argument.ends_with(parameter))
 }
 
 /// The nodes of a job by their places in it, as Open MPI takes them; none for all of them.
@@ -113,7 +126,7 @@ mod tests {
     use bam_cluster::run_dir::RunDir;
 
     use super::*;
-    use crate::backend::{Duty, Starter};
+    use crate::backend::{Duty, Scratch, Starter};
 
     fn programs() -> Programs {
         let starter = Starter::Mpirun("/usr/bin/mpirun".into());
@@ -122,15 +135,16 @@ mod tests {
 
     fn launch(cluster: &ClusterSection) -> Launch {
         let stage = Stage { name: "logits".into(), work: StageWork::Prepare };
-        let (run, scratch) = (RunDir::new("/runs/my run"), Path::new("/tmp/bam-1"));
-        Launch::new(&programs(), &Start { cluster, duty: Duty::Stage(&run, &stage), scratch, incarnation: 1 })
+        let (run, scratch) = (RunDir::new("/runs/my run"), Scratch::new().unwrap());
+        let start = Start { cluster, duty: Duty::Stage(&run, &stage), scratch: &scratch, incarnation: 1 };
+        Launch::new(&programs(), &start)
     }
 
     #[test]
     fn the_command_starts_as_many_ranks_as_asked_with_the_stage_last() {
         let line = launch(&ClusterSection { processes: 3, threads: 2, ..ClusterSection::default() }).command_line();
         assert!(line.starts_with("OMP_NUM_THREADS=2 HDF5_USE_FILE_LOCKING="), "{line}");
-        assert!(line.contains(" OMPI_MCA_orte_tmpdir_base=/tmp/bam-1 "), "{line}");
+        assert!(line.contains(" OMPI_MCA_orte_tmpdir_base=/"), "{line}");
         assert!(line.contains(" /usr/bin/mpirun -n 3 --tag-output --oversubscribe --bind-to none "), "{line}");
         assert!(line.ends_with(" /opt/bam-worker --run '/runs/my run' --stage logits"), "{line}");
     }
@@ -161,9 +175,13 @@ mod tests {
 
     #[test]
     fn a_place_for_sessions_that_the_recipe_names_stands_alone() {
-        let mpirun_args = ["--mca", "orte_tmpdir_base", "/scratch"].map(str::to_owned).to_vec();
-        let line = launch(&ClusterSection { mpirun_args, ..ClusterSection::default() }).command_line();
-        assert!(!line.contains("OMPI_MCA_orte_tmpdir_base"), "{line}");
+        for (parameter, own) in
+            [("orte_tmpdir_base", "OMPI_MCA_orte_tmpdir_base"), ("btl_vader_backing_directory", MEMORY_BASES[0])]
+        {
+            let mpirun_args = ["--mca", parameter, "/scratch"].map(str::to_owned).to_vec();
+            let line = launch(&ClusterSection { mpirun_args, ..ClusterSection::default() }).command_line();
+            assert!(!line.contains(own), "{line}");
+        }
     }
 
     #[test]

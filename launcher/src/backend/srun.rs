@@ -108,21 +108,20 @@ pub(super) fn launch(srun: &Srun, programs: &Programs, start: &Start) -> Launch 
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use bam_cluster::plan::{Stage, StageWork};
     use bam_cluster::run_dir::RunDir;
 
     use super::*;
-    use crate::backend::{Duty, Starter};
+    use crate::backend::{Duty, Scratch, Starter};
 
     fn on(nodes: usize, cluster: &ClusterSection, incarnation: u64) -> Launch {
         let srun = Srun { program: "/usr/bin/srun".into(), mpi: Some("pmix_v4".into()), nodes };
         let worker = "/opt/bam-worker".into();
         let programs = Programs { starter: Starter::Srun(srun), why: String::new(), worker };
         let stage = Stage { name: "logits".into(), work: StageWork::Prepare };
-        let (run, scratch) = (RunDir::new("/runs/my run"), Path::new("/tmp/bam-1"));
-        Launch::new(&programs, &Start { cluster, duty: Duty::Stage(&run, &stage), scratch, incarnation })
+        let (run, scratch) = (RunDir::new("/runs/my run"), Scratch::new().unwrap());
+        let start = Start { cluster, duty: Duty::Stage(&run, &stage), scratch: &scratch, incarnation };
+        Launch::new(&programs, &start)
     }
 
     #[test]

@@ -4,12 +4,13 @@
 mod schedule;
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use bam_cluster::aside;
 use bam_cluster::checkpoint::Fence;
 use bam_cluster::exit_code;
 use bam_cluster::fault::Fault;
@@ -116,6 +117,10 @@ impl<'a> Conductor<'a> {
     /// A stage fails; the others have been stopped at a checkpoint.
     pub fn run(&self, mut inputs: StageInputs) -> anyhow::Result<Option<u8>> {
         self.screen.line(&format!("run directory: {}", self.run.path().display()));
+        if self.only.is_none() {
+            // Nobody else writes here while this launcher has the whole run.
+            aside::sweep(self.run.path());
+        }
         for warning in &self.project.warnings {
             self.screen.line(&format!("warning: {warning}"));
         }
@@ -277,6 +282,7 @@ impl<'a> Conductor<'a> {
                 incarnation: self.next_incarnation(stage)?,
                 checkpoint,
             };
+            self.sweep(stage);
             let mut decision = Decision::GiveUp(None);
             let failed = |verdict: &Verdict| {
                 decision = history.decide(verdict, cluster.max_restarts);
@@ -308,6 +314,21 @@ impl<'a> Conductor<'a> {
     fn next_incarnation(&self, stage: &Stage) -> anyhow::Result<u64> {
         self.lock.check()?;
         Ok(Fence::advance(&self.run, &stage.name)?.incarnation())
+    }
+
+    /// Removes what earlier starts of a stage have left half-written.
+    fn sweep(&self, stage: &Stage) {
+        let (run, own) = (&self.run, self.run.stage(&stage.name));
+        let mut directories = vec![run.checkpoints(&stage.name), own.join("predictions"), own];
+        match &stage.work {
+            StageWork::Prepare => directories.push(run.path().join("data")),
+            StageWork::Logits(work) => {
+                let targets = work.teachers.iter().map(|teacher| run.logits(&teacher.name, &teacher.task));
+                directories.extend(targets.filter_map(|target| target.parent().map(Path::to_owned)));
+            }
+            StageWork::Train(_) | StageWork::Choose(_) | StageWork::Predict(_) => {}
+        }
+        directories.iter().for_each(|directory| aside::sweep(directory));
     }
 
     fn announce_restart(&self, stage: &Stage, verdict: &Verdict, pause: Duration, number: usize) {

@@ -6,7 +6,7 @@ use bam_cluster::config::ClusterSection;
 use bam_cluster::protocol::Probe;
 
 use super::Finding;
-use crate::backend::{self, Duty, Launch, Programs, Start};
+use crate::backend::{self, Duty, Launch, Programs, Scratch, Start};
 
 const ABOUT: &str = "ranks";
 /// Within one host, a collective takes microseconds; ranks that wait for a core take milliseconds.
@@ -18,14 +18,14 @@ const CLOCKS: f64 = 2.0;
 
 /// Starts as many ranks as a run would have, which then look around.
 pub fn look(programs: &Programs, cluster: &ClusterSection) -> Vec<Finding> {
-    let scratch = match tempfile::Builder::new().prefix("bam-").tempdir() {
+    let scratch = match Scratch::new() {
         Ok(scratch) => scratch,
         Err(error) => {
             let said = format!("cannot make a temporary directory: {error}");
             return vec![Finding::problem(ABOUT, said, "let TMPDIR name a directory with room on this host")];
         }
     };
-    let start = Start { cluster, duty: Duty::Probe, scratch: scratch.path(), incarnation: 0 };
+    let start = Start { cluster, duty: Duty::Probe, scratch: &scratch, incarnation: 0 };
     let launch = Launch::new(programs, &start);
     match backend::output(&launch) {
         Ok(lines) => judge(&probes(&lines), start.ranks(), &lines),

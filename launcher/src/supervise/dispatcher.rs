@@ -30,7 +30,7 @@ use super::srun_output;
 use super::stage_log::StageLog;
 use super::starter_output::Words;
 use super::verdict::{Judgement, Verdict, judge};
-use crate::backend::{self, Duty, Launch, Process, ProcessEvent, Programs, Start, Starter};
+use crate::backend::{self, Duty, Launch, Process, ProcessEvent, Programs, Scratch, Start, Starter};
 use crate::tensorboard::EventFile;
 
 /// How often time itself is looked at, and what is known is judged: thousands of heartbeats a second are each worth a note,
@@ -89,10 +89,10 @@ pub fn supervise(
     interrupts: &Interrupts,
     failed: impl FnOnce(&Verdict),
 ) -> anyhow::Result<End> {
-    let scratch = tempfile::Builder::new().prefix("bam-").tempdir().context("cannot make a temporary directory")?;
+    let scratch = Scratch::new().context("cannot make a temporary directory")?;
     let cluster = &job.recipe.cluster;
     let (run, stage, incarnation) = (job.run, job.stage, job.incarnation);
-    let start = Start { cluster, duty: Duty::Stage(run, stage), scratch: scratch.path(), incarnation };
+    let start = Start { cluster, duty: Duty::Stage(run, stage), scratch: &scratch, incarnation };
     let launch = Launch::new(job.programs, &start);
     let log_path = run.log(&stage.name);
     let mut log = StageLog::open(&log_path, incarnation, &launch.command_line())

@@ -83,8 +83,8 @@ fn short_of_memory(evidence: &Evidence, rank: usize) -> String {
     let memory = evidence.ranks.get(rank).and_then(|r| r.heartbeat.as_ref()).and_then(|beat| beat.memory);
     let had = memory.map(|bytes| format!(" (it last had {:.1} GiB)", bytes as f64 / f64::from(1 << 30)));
     format!(
-        "; this host's kernel has killed for lack of memory meanwhile, so that is why{}: use fewer processes on a host, or \
-         a smaller train.*.micro_batch_size",
+        "; this host's kernel has killed for lack of memory meanwhile, which is probably why{}: use fewer processes on a host, \
+         or a smaller train.*.micro_batch_size",
         had.unwrap_or_default()
     )
 }

@@ -5,7 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use bam_cluster::{digest, files};
+use bam_cluster::{aside, digest, files};
 use hdf5::H5Type;
 use hdf5::types::VarLenUnicode;
 
@@ -29,8 +29,7 @@ pub struct WriteError {
 /// The disk is full, the directory cannot be written, or `fill` failed.
 pub fn write(path: &Path, fill: impl FnOnce(&hdf5::File) -> hdf5::Result<()>) -> Result<String, WriteError> {
     let parent = path.parent().unwrap_or(Path::new("."));
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("file");
-    let aside = parent.join(format!(".{name}.{}.tmp", std::process::id()));
+    let aside = aside::file(path);
     let written = (|| {
         fs::create_dir_all(parent)?;
         create(&aside, fill).map_err(|e| io::Error::other(sentence(&e)))?;

@@ -7,6 +7,6 @@ pub mod tokenize;
 mod words;
 
 pub use hdf5_file::WriteError;
-pub use prepare::{PrepareError, prepare_task, tokenize};
+pub use prepare::{PrepareError, Progress, prepare_task, tokenize};
 pub use token_file::{TokenFile, TokenFileError, TokenSet};
 pub use tokenize::{TokenizeError, Tokenizer, Tokens};

@@ -11,6 +11,15 @@ use super::tokenize::{TokenizeError, Tokenizer};
 /// Progress is told after so many examples.
 const PROGRESS: usize = 256;
 
+/// How far a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// So many examples of both splits together are tokenised.
+    Tokenised(usize),
+    /// One more of its files is written.
+    Written,
+}
+
 /// A task that could not be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
@@ -32,7 +41,7 @@ pub enum PrepareError {
 }
 
 /// Tokenises both splits of `task` and writes `data/TASK-train.h5` and `data/TASK-dev.h5`. `progress` hears every now
-/// and then, and at the end, how many examples of both splits together are done. Returns `TASK-train` and `TASK-dev`
+/// and then, and at the end, how far it is. Returns `TASK-train` and `TASK-dev`
 /// with their files' SHA-256, which depend on the content only.
 ///
 /// # Errors
@@ -44,7 +53,7 @@ pub fn prepare_task(
     max_length: usize,
     vocab_sha256: &str,
     run: &RunDir,
-    mut progress: impl FnMut(usize),
+    mut progress: impl FnMut(Progress),
 ) -> Result<Sums, PrepareError> {
     let mut sums = Sums::new();
     let mut done = 0;
@@ -55,13 +64,14 @@ pub fn prepare_task(
             append(&mut set, example, tokenizer)?;
             done += 1;
             if done % PROGRESS == 0 {
-                progress(done);
+                progress(Progress::Tokenised(done));
             }
         }
         let sum = TokenFile::write(&run.data(&task.name, split), &set)?;
         sums.insert(format!("{}-{split}", task.name), sum);
+        progress(Progress::Written);
     }
-    progress(done);
+    progress(Progress::Tokenised(done));
     Ok(sums)
 }
 
@@ -142,7 +152,7 @@ mod tests {
         let run = RunDir::new(dir.path().join("run"));
         let mut told = Vec::new();
         let sums = prepare_task(&task, &examples, &tokenizer, 16, "v", &run, |n| told.push(n)).unwrap();
-        assert_eq!(told, [3]);
+        assert_eq!(told, [Progress::Written, Progress::Written, Progress::Tokenised(3)]);
         assert_eq!(sums.keys().collect::<Vec<_>>(), ["rte-dev", "rte-train"]);
         let read =
             |split: &str| TokenFile::read(&run.data("rte", split), Some(&sums[&format!("rte-{split}")])).unwrap();

@@ -247,6 +247,7 @@ fn add(sum: &mut [f32], other: &[f32]) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::time::Duration;
 
     use crate::tensor_memory::floats_mut;
@@ -301,6 +302,83 @@ mod tests {
                 prop_assert_eq!(&sum(shards, ranks, length), &alone, "{} ranks", ranks);
             }
         }
+    }
+
+    /// Counts the values that a rank sends to others.
+    struct Counting {
+        world: Threads,
+        sent: Cell<usize>,
+    }
+
+    impl Communicator for Counting {
+        fn rank(&self) -> usize {
+            self.world.rank()
+        }
+
+        fn size(&self) -> usize {
+            self.world.size()
+        }
+
+        fn all_gather(&self, name: &'static str, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
+            self.world.all_gather(name, bytes)
+        }
+
+        fn broadcast(&self, name: &'static str, root: usize, bytes: Vec<u8>) -> Result<Vec<u8>, CommError> {
+            self.world.broadcast(name, root, bytes)
+        }
+
+        fn all_reduce_sum(&self, name: &'static str, values: &mut [f32]) -> Result<(), CommError> {
+            self.world.all_reduce_sum(name, values)
+        }
+
+        fn all_to_all(
+            &self,
+            name: &'static str,
+            send: &[f32],
+            to: &[Range<usize>],
+            receive: &mut [f32],
+            from: &[Range<usize>],
+        ) -> Result<(), CommError> {
+            let to_others = (0..to.len()).filter(|&rank| rank != self.rank()).map(|rank| to[rank].len());
+            self.sent.set(self.sent.get() + to_others.sum::<usize>());
+            self.world.all_to_all(name, send, to, receive, from)
+        }
+
+        fn split(&self, name: &'static str, color: u32) -> Result<Box<dyn Communicator>, CommError> {
+            self.world.split(name, color)
+        }
+    }
+
+    /// What ranks send in the tree of 8 shards, over what they would send in a ring, where each sends 2 (N−1)/N values for
+    /// each of the model: all of them together, and the rank that sends most.
+    #[test]
+    fn the_tree_sends_what_a_ring_sends_or_half_as_much_again_at_most() {
+        const SHARDS: usize = 8;
+        /// Divisible by all numbers of ranks.
+        const LENGTH: usize = 840;
+        let one = |world: Threads| {
+            let world = Counting { world, sent: Cell::new(0) };
+            let host = Host::find(&world, LENGTH, 0).unwrap();
+            let mut reduction = Reduction::new(Reproducible::WorldSize, SHARDS, &world);
+            let (mut buffer, mut words) = (vec![1.0; LENGTH], TouchedRows::none(1, 1));
+            reduction.own().for_each(|shard| reduction.take(shard, &mut buffer, &mut words));
+            reduction.finish(&world, &host, &(0..LENGTH), &mut buffer, &words).unwrap();
+            world.sent.get()
+        };
+        let ratios: Vec<(f64, f64)> = (2..=SHARDS)
+            .map(|ranks| {
+                let sent: Vec<usize> = std::thread::scope(|scope| {
+                    let world = Threads::world(ranks, Duration::from_secs(60));
+                    let threads: Vec<_> = world.into_iter().map(|w| scope.spawn(|| one(w))).collect();
+                    threads.into_iter().map(|t| t.join().unwrap()).collect()
+                });
+                let ring = (2 * LENGTH * (ranks - 1) / ranks) as f64;
+                let (all, most) = (sent.iter().sum::<usize>(), sent.iter().max().unwrap());
+                (all as f64 / ranks as f64 / ring, *most as f64 / ring)
+            })
+            .collect();
+        let same = (1.0, 1.0);
+        assert_eq!(ratios, [same, (4.0 / 3.0, 1.5), same, (1.1, 1.5), same, same, same]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use bam_cluster::protocol::{FromRank, Outcome};
 use bam_cluster::stage_record::Sums;
 use bam_cluster::task::{Kind, Task};
 use bam_cluster::teacher::{FORMAT_VERSION, LogitsManifest, Provenance, Scale, Shard, TaskModel, shard_name};
-use bam_cluster::{digest, files};
+use bam_cluster::{aside, digest, files};
 
 use super::publish::{check_sum, load};
 use super::train::read_tokens;
@@ -146,9 +146,10 @@ fn publish_shards(
 ) -> Result<String> {
     let (rank, size) = (session.world.rank(), session.world.size());
     let target = session.run.logits(&teacher.name, &teacher.task);
-    let aside = target.with_extension(format!("draft-{}", session.fence.incarnation()));
+    let aside = aside::directory(&target, session.fence.incarnation());
     fs::create_dir_all(&aside).with_context(|| aside.display().to_string())?;
     let own = write_shard(&aside.join(shard_name(rank, size)), provenance, ids, logits)?;
+    session.faults.wrote();
     let all = session.world.all_gather("shards", &serde_json::to_vec(&own)?)?;
     let mut sum = String::new();
     if session.is_first() {
@@ -166,6 +167,7 @@ fn commit(session: &Session, aside: &Path, target: &Path, manifest: &LogitsManif
     let context = || format!("publishing logits to {}", target.display());
     let path = aside.join("manifest.json");
     files::write_json(&path, manifest).with_context(context)?;
+    session.faults.wrote();
     read_logits(aside, &manifest.provenance, &set.example_ids)?;
     let sum = digest::of_file(&path).with_context(context)?;
     session.fence.check()?;
@@ -173,6 +175,7 @@ fn commit(session: &Session, aside: &Path, target: &Path, manifest: &LogitsManif
         fs::remove_dir_all(target).with_context(context)?;
     }
     fs::rename(aside, target).with_context(context)?;
+    session.faults.wrote();
     files::sync_dir(target.parent().unwrap_or(target)).with_context(context)?;
     Ok(sum)
 }

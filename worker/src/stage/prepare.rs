@@ -7,7 +7,7 @@ use bam_cluster::protocol::{FromRank, Outcome};
 use bam_cluster::stage_record::Sums;
 use bam_cluster::task::read_examples;
 
-use crate::data::{Tokenizer, prepare_task};
+use crate::data::{Progress, Tokenizer, prepare_task};
 use crate::session::Session;
 
 pub(super) fn run(session: &Session) -> Result<Outcome> {
@@ -32,9 +32,12 @@ pub(super) fn run(session: &Session) -> Result<Outcome> {
         );
         let total = (examples.train.len() + examples.dev.len()) as u64;
         // The launcher's absence is noticed elsewhere.
-        let progress = |done: usize| {
-            session.activity.progress();
-            let _ = session.tell(&FromRank::Progress { done: done as u64, total });
+        let progress = |progress: Progress| match progress {
+            Progress::Tokenised(done) => {
+                session.activity.progress();
+                let _ = session.tell(&FromRank::Progress { done: done as u64, total });
+            }
+            Progress::Written => session.faults.wrote(),
         };
         let max_length = recipe.model.max_length;
         made.extend(prepare_task(task, &examples, &tokenizer, max_length, &vocabulary, &session.run, progress)?);

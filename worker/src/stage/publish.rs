@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use bam_cluster::published::{PublishedHead, TOKENIZER_FILES, describe_heads};
 use bam_cluster::task::Task;
 use bam_cluster::teacher::TaskModel;
-use bam_cluster::{digest, files};
+use bam_cluster::{aside, digest, files};
 use serde_json::{Value, json};
 
 use crate::device::DeviceBert;
@@ -29,16 +29,15 @@ pub(super) fn publish(
 ) -> Result<String> {
     let (encoder, fence) = (&session.encoder, &session.fence);
     let context = || format!("publishing the model to {}", directory.display());
-    let aside = directory.with_extension(format!("draft-{}", fence.incarnation()));
-    if aside.exists() {
-        fs::remove_dir_all(&aside).with_context(context)?;
-    }
+    let aside = aside::directory(directory, fence.incarnation());
     fs::create_dir_all(&aside).with_context(context)?;
     let (specs, ranges) = learner.shape();
     let (specs, ranges, is_single) = (specs.to_vec(), ranges.to_vec(), tasks.len() == 1);
     write_values(&aside.join(WEIGHTS), &specs, &ranges, &learner.values(), is_single).with_context(context)?;
+    session.faults.wrote();
     let config = config(session, learner.scorer(), tasks)?;
     files::write_json(&aside.join(CONFIG), &config).with_context(context)?;
+    session.faults.wrote();
     for name in TOKENIZER_FILES {
         let from = encoder.directory.join(name);
         if from.exists() {
@@ -49,11 +48,13 @@ pub(super) fn publish(
     for entry in fs::read_dir(&aside).with_context(context)? {
         fs::File::open(entry.with_context(context)?.path()).and_then(|f| f.sync_all()).with_context(context)?;
     }
+    files::sync_dir(&aside).with_context(context)?;
     fence.check()?;
     if directory.exists() {
         fs::remove_dir_all(directory).with_context(context)?;
     }
     fs::rename(&aside, directory).with_context(context)?;
+    session.faults.wrote();
     files::sync_dir(directory.parent().unwrap_or(directory)).with_context(context)?;
     Ok(sum)
 }

@@ -224,6 +224,7 @@ fn finish(session: &Session, tasks: &[&Task], trainer: &mut Trainer) -> Result<O
             let path = session.run.predictions(stage, &task.name, "dev");
             let text = table(task, &set, &predictions);
             files::write_atomically(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
+            session.faults.wrote();
         }
     }
     let mut outputs = Sums::new();
@@ -233,6 +234,7 @@ fn finish(session: &Session, tasks: &[&Task], trainer: &mut Trainer) -> Result<O
         outputs.insert("model".to_owned(), publish(session, trainer.learner(), tasks, &directory)?);
         let path = session.run.scores(stage);
         files::write_json(&path, &scores).with_context(|| path.display().to_string())?;
+        session.faults.wrote();
     }
     Ok(Outcome::Finished { outputs })
 }

@@ -99,6 +99,7 @@ fn one_step(
     let stop = session.control.stop_requested();
     trainer.agree(world, stop, clock)?;
     let (tail, reduced) = clock.time(Part::Reduction, || trainer.reduce(world))?;
+    session.faults.reach(Point::Update(step));
     clock.time(Part::Optimizer, || trainer.update(world, reduced.norm, rate))?;
     let phases = clock.end(session)?;
     trainer.look_after_checkpoint()?;

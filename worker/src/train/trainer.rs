@@ -105,12 +105,11 @@ impl Trainer {
     pub fn resume(&mut self, session: &Session) -> Result<()> {
         let mut chosen = None;
         if session.is_first() {
-            let (found, damaged) = self.store.newest_good()?;
+            let (found, damaged) = self.store.take_over()?;
             let next = if found.is_some() { "the one before it is used" } else { "the stage begins again" };
             for one in damaged {
                 session.tell(&FromRank::Warning { message: format!("{one}; it is set aside and {next}") })?;
             }
-            self.store.go_on_after(found.as_ref().map_or(0, |f| f.state.step))?;
             chosen = found.map(|Found { path, state }| (path, state));
         }
         let chosen = session.world.broadcast("checkpoint to resume", 0, serde_json::to_vec(&chosen)?)?;
