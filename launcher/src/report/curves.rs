@@ -230,6 +230,7 @@ mod tests {
             phases: Phases { forward: 0.1, backward: 0.3, ..Phases::default() },
             bytes_reduced: 8,
             utilisation: 0.5,
+            device_memory: None,
         }
     }
 

@@ -111,6 +111,7 @@ mod tests {
             phases: Default::default(),
             bytes_reduced: 0,
             utilisation: 0.75,
+            device_memory: None,
         }
     }
 

@@ -165,6 +165,7 @@ mod tests {
             phases: Default::default(),
             bytes_reduced: 1 << 28,
             utilisation: 0.5,
+            device_memory: None,
         };
         let total = plan.schedule.total_steps;
         let draws =
