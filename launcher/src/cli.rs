@@ -1,10 +1,13 @@
 //! The command line: what a user may say, and the help that tells them.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use bam_cluster::fault::Fault;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+
+use crate::supervise::Verbosity;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,8 +53,8 @@ pub struct Cli {
 pub enum Command {
     /// Do everything that a recipe asks for, continuing where an earlier run stopped
     Run(RunArguments),
-    /// Show what would run: stages, steps, sampling, schedules, sizes
-    Plan(RecipeArguments),
+    /// Show what would run and what it takes: stages, steps, schedules, memory, disk, time; here or on a cluster elsewhere
+    Plan(PlanArguments),
     /// Show the results of a run again
     Report(ReportArguments),
     /// Ask the last models of a run about whole splits (train first what is not trained yet)
@@ -138,6 +141,30 @@ pub struct DoctorArguments {
     pub json: bool,
 }
 
+/// `bam plan`.
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// What to plan.
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// Plan for so many hosts, wherever they are
+    #[arg(long, value_name = "N")]
+    pub nodes: Option<NonZero<usize>>,
+    /// Plan for so many GPUs in each host, with a process for each
+    #[arg(long, value_name = "N", requires = "nodes")]
+    pub gpus_per_node: Option<NonZero<usize>>,
+    /// Estimate time from so many training examples a second of one process [default: what steps of this run, or of another
+    /// one beside it with the same encoder, have taken; or the recipe's slurm.samples_per_second]
+    #[arg(long, value_name = "N")]
+    pub samples_per_second: Option<f64>,
+    /// Where the run is or will be [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Print JSON instead of tables (docs/json.md)
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `bam run`.
 #[derive(Debug, Args)]
 pub struct RunArguments {
@@ -154,6 +181,31 @@ pub struct RunArguments {
     /// Let a rank fail once, for example student:kill:1:step-12 (as `bam rehearse` does)
     #[arg(long, value_name = "FAILURE", hide_short_help = true)]
     pub inject: Vec<Fault>,
+    /// How much is said.
+    #[command(flatten)]
+    pub verbosity: VerbosityArguments,
+}
+
+/// How much is said while something runs.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct VerbosityArguments {
+    /// Say nothing but warnings, errors and results
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Say also what goes into the logs of stages: commands, checkpoints
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub verbose: bool,
+}
+
+impl VerbosityArguments {
+    /// The level that they stand for.
+    pub fn chosen(self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, true) => Verbosity::Verbose,
+            (false, false) => Verbosity::Normal,
+        }
+    }
 }
 
 /// `bam submit`.

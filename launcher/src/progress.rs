@@ -6,7 +6,9 @@ use std::path::Path;
 
 use bam_cluster::checkpoint;
 use bam_cluster::plan::{Plan, StageWork};
+use bam_cluster::protocol::StepReport;
 use bam_cluster::run_dir::RunDir;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Long enough for the last line of `metrics.jsonl`, of however many tasks.
@@ -94,8 +96,15 @@ fn last_step(newest_first: &[Line]) -> Option<u64> {
     newest_first.first().map(|line| line.step)
 }
 
+/// The last steps that `metrics.jsonl` has, the oldest first; none if there is no such file.
+pub fn recent_steps(path: &Path) -> Vec<StepReport> {
+    let mut steps: Vec<StepReport> = last_lines(path).unwrap_or_default();
+    steps.reverse();
+    steps
+}
+
 /// The last whole lines of `metrics.jsonl`, the newest first.
-fn last_lines(path: &Path) -> io::Result<Vec<Line>> {
+fn last_lines<T: DeserializeOwned>(path: &Path) -> io::Result<Vec<T>> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;

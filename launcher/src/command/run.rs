@@ -50,7 +50,16 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     let faults = faults_of(arguments, &project)?;
     let history = job.map(|job| begin(job, &project, &share, &run)).transpose()?;
     let interrupts = listening.map_or_else(listen, Ok)?;
-    let conductor = Conductor::new(&project, programs, run, &lock, share.stages.clone(), interrupts.clone(), faults);
+    let conductor = Conductor::new(
+        &project,
+        programs,
+        run,
+        &lock,
+        share.stages.clone(),
+        interrupts.clone(),
+        faults,
+        arguments.verbosity.chosen(),
+    );
     let outcome = conductor.run(inputs);
     if let Some(history) = history {
         end(&history, &project, &share, conductor.run_dir(), &outcome, &interrupts)?;

@@ -12,11 +12,11 @@ use bam_cluster::run_dir::RunDir;
 use crate::cli::RunDirArguments;
 use crate::failure;
 use crate::history::{self, Entry, Event};
+use crate::numbers::brief;
 use crate::progress::{self, StageProgress};
 use crate::report::{NotARun, plain_table};
 use crate::run_lock::{self, LockError};
 use crate::slurm::{ALL, Job, Phase, Slurm, Submission, SubmittedJob};
-use crate::supervise;
 
 /// Everything that is known of a run.
 struct Status {
@@ -145,7 +145,7 @@ fn table(stages: &[(StageProgress, bool)]) -> String {
             (None, _) => String::new(),
         };
         let checkpoint = stage.checkpoint.map(|step| step.to_string()).unwrap_or_default();
-        let left = stage.left().filter(|_| state == "running").map(supervise::brief).unwrap_or_default();
+        let left = stage.left().filter(|_| state == "running").map(brief).unwrap_or_default();
         vec![stage.name.clone(), state.to_owned(), step, checkpoint, left]
     };
     let rows: Vec<Vec<String>> = stages.iter().map(row).collect();

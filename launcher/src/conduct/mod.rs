@@ -21,12 +21,16 @@ use bam_cluster::stage_record::{self, RecordError, Scores, StageRecord, Standing
 
 use crate::backend::Programs;
 use crate::choice;
+use crate::forecast::Remaining;
+use crate::numbers::brief;
 use crate::project::Project;
 use crate::run_lock::RunLock;
 use crate::shell::quoted;
 use crate::stage_inputs::{self, StageInputs};
-use crate::supervise::{self, Decision, End, Finding, History, Interrupts, Screen, StageJob, Verdict};
+use crate::supervise::{self, Decision, End, Finding, History, Interrupts, Screen, StageJob, Verbosity, Verdict};
 use schedule::Schedule;
+
+pub use schedule::duration;
 
 /// Who takes the stages to their ends.
 pub struct Conductor<'a> {
@@ -101,8 +105,15 @@ impl<'a> Conductor<'a> {
         only: Option<BTreeSet<String>>,
         interrupts: Interrupts,
         faults: Vec<Fault>,
+        verbosity: Verbosity,
     ) -> Self {
-        Conductor { project, programs, run, lock, only, faults, interrupts, screen: Screen::new() }
+        let Project { recipe, plan, lengths, encoder, .. } = project;
+        let remaining =
+            Remaining::new(plan.clone(), recipe.cluster.clone(), lengths.clone(), encoder.config.clone());
+        // A part of a run is over when others may still have much to do.
+        let remaining = only.is_none().then_some(remaining);
+        let screen = Screen::new(verbosity, remaining);
+        Conductor { project, programs, run, lock, only, faults, interrupts, screen }
     }
 
     /// Where the run is.
@@ -117,7 +128,7 @@ impl<'a> Conductor<'a> {
     pub fn run(&self, mut inputs: StageInputs) -> anyhow::Result<Option<u8>> {
         self.screen.line(&format!("run directory: {}", self.run.path().display()));
         for warning in &self.project.warnings {
-            self.screen.line(&format!("warning: {warning}"));
+            self.screen.warn(&format!("warning: {warning}"));
         }
         let mut schedule = Schedule::new(&self.project.plan.stages, &self.project.recipe.cluster);
         let (sender, endings) = mpsc::channel();
@@ -136,7 +147,7 @@ impl<'a> Conductor<'a> {
                         self.finished(ending.stage, ending.made_from, outputs, ending.seconds)?
                     }
                     Ok(end) => _ = self.leave(ending.stage, &end),
-                    Err(e) => self.screen.line(&format!("error: {e:#}")),
+                    Err(e) => self.screen.warn(&format!("error: {e:#}")),
                 }
             }
             outcome
@@ -164,12 +175,13 @@ impl<'a> Conductor<'a> {
                         self.screen.line(&format!("{name}: done before"));
                     }
                     inputs.add(name, record.outputs);
+                    self.screen.complete(name);
                     schedule.complete(name);
                 } else if !is_asked_for {
                     schedule.hold(name);
                 } else if stopped.is_some() || self.interrupts.wish().is_some() {
                     if stopped.is_none() {
-                        self.screen.line(&format!("stopped before stage '{name}'; run the same command to go on"));
+                        self.screen.warn(&format!("stopped before stage '{name}'; run the same command to go on"));
                         *stopped = Some(exit_code::STOPPED_AT_CHECKPOINT);
                     }
                     schedule.hold(name);
@@ -231,6 +243,7 @@ impl<'a> Conductor<'a> {
     /// Notes that a stage is complete, and says so.
     fn finished(&self, stage: &Stage, inputs: Sums, outputs: Sums, seconds: f64) -> anyhow::Result<()> {
         stage_record::finish(&self.run, &stage.name, &StageRecord { inputs, outputs, seconds })?;
+        self.screen.complete(&stage.name);
         self.screen.line(&self.summary(stage, seconds)?);
         Ok(())
     }
@@ -283,8 +296,9 @@ impl<'a> Conductor<'a> {
                 if self.interrupts.wish().is_some() {
                     decision = Decision::GiveUp(None);
                 }
-                if let Decision::Restart { pause, number } = decision {
-                    self.announce_restart(stage, verdict, pause, number);
+                match decision {
+                    Decision::Restart { pause, number } => Some(self.restart(verdict, pause, number)),
+                    Decision::GiveUp(_) => None,
                 }
             };
             let verdict = match supervise::supervise(&job, &self.screen, &self.interrupts, failed)? {
@@ -310,14 +324,15 @@ impl<'a> Conductor<'a> {
         Ok(Fence::advance(&self.run, &stage.name)?.incarnation())
     }
 
-    fn announce_restart(&self, stage: &Stage, verdict: &Verdict, pause: Duration, number: usize) {
+    /// What has happened, and that the stage is started again.
+    fn restart(&self, verdict: &Verdict, pause: Duration, number: usize) -> String {
         let from = match verdict.checkpoint {
             Some(step) => format!("going on from the checkpoint of step {step}"),
             None => "beginning the stage again".to_owned(),
         };
         let most = self.project.recipe.cluster.max_restarts;
         let next = format!("{from} in {} s (restart {number} of {most})", pause.as_secs());
-        self.screen.line(&format!("{}: {}", stage.name, joined(verdict, &next)));
+        joined(verdict, &next)
     }
 
     /// Waits before a restart, unless somebody wants an end.
@@ -354,11 +369,11 @@ impl<'a> Conductor<'a> {
                     }
                     _ => "before the stage was complete".to_owned(),
                 };
-                self.screen.line(&format!("{name}: stopped {at}; run the same command to go on"));
+                self.screen.warn(&format!("{name}: stopped {at}; run the same command to go on"));
                 exit_code::STOPPED_AT_CHECKPOINT
             }
             End::Finished(_) | End::Failed(_) | End::Killed => {
-                self.screen.line(&format!("{name}: killed; run the same command to go on from the last checkpoint"));
+                self.screen.warn(&format!("{name}: killed; run the same command to go on from the last checkpoint"));
                 exit_code::INTERRUPTED
             }
         }
@@ -366,7 +381,7 @@ impl<'a> Conductor<'a> {
 
     /// One line on a stage that has just been completed; for a model, with its scores on dev.
     fn summary(&self, stage: &Stage, seconds: f64) -> anyhow::Result<String> {
-        let line = format!("{}: done in {}", stage.name, supervise::brief(seconds));
+        let line = format!("{}: done in {}", stage.name, brief(seconds));
         if let StageWork::Predict(predict) = &stage.work {
             let answers: usize = predict.questions.iter().map(|q| q.examples).sum();
             return Ok(format!("{line}; {answers} answers in stages/STAGE/predictions"));

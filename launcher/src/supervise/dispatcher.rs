@@ -76,7 +76,7 @@ pub enum End {
 }
 
 /// Starts a stage's ranks and stays with them to the end. `failed` hears of a failure at once, before what still runs is
-/// ended.
+/// ended, and says what is to be announced.
 ///
 /// # Errors
 /// The ranks cannot be started.
@@ -84,7 +84,7 @@ pub fn supervise(
     job: &StageJob,
     screen: &Screen,
     interrupts: &Interrupts,
-    failed: impl FnOnce(&Verdict),
+    failed: impl FnOnce(&Verdict) -> Option<String>,
 ) -> anyhow::Result<End> {
     let scratch = tempfile::Builder::new().prefix("bam-").tempdir().context("cannot make a temporary directory")?;
     let cluster = &job.recipe.cluster;
@@ -96,6 +96,8 @@ pub fn supervise(
         .with_context(|| format!("cannot write {}", log_path.display()))?;
     let starter = &job.programs.starter;
     log.launcher(&format!("{} starts the ranks: {}", starter.name(), job.programs.why));
+    screen.detail(&format!("{}: start {incarnation}: {}", stage.name, launch.command_line()));
+    screen.show(&stage.name, &Figures::default());
     let (sender, inbox) = mpsc::channel();
     let ranks = start.ranks();
     let control = run.control(&stage.name);
@@ -131,8 +133,10 @@ pub fn supervise(
         judge_at: Duration::ZERO,
     };
     let end = dispatcher.watch(interrupts);
-    if let End::Failed(verdict) = &end {
-        failed(verdict);
+    if let End::Failed(verdict) = &end
+        && let Some(text) = failed(verdict)
+    {
+        dispatcher.warn(&text);
     }
     dispatcher.close();
     drop(server);
@@ -282,7 +286,7 @@ impl Dispatcher<'_> {
                 known.failure.get_or_insert((failure, now));
             }
             FromRank::Note { message } => self.announce(&message),
-            FromRank::Warning { message } => self.announce(&format!("warning: {message}")),
+            FromRank::Warning { message } => self.warn(&format!("warning: {message}")),
             // The rest is rank 0's to say.
             _ if rank != 0 => {}
             FromRank::Ready { next_step } => self.ready(next_step),
@@ -316,6 +320,7 @@ impl Dispatcher<'_> {
         let distilled = matches!(&self.job.stage.work, StageWork::Train(train) if !train.teachers.is_empty());
         self.evidence.latest_step = Some(report.step);
         self.measured.step = self.measured.step.max(report.seconds);
+        self.screen.step(&self.job.stage.name, report);
         self.figures.step(report, distilled);
         self.screen.show(&self.job.stage.name, &self.figures);
         if self.stop_sent {
@@ -328,7 +333,7 @@ impl Dispatcher<'_> {
 
     fn saved(&mut self, report: &CheckpointReport) {
         let CheckpointReport { step, receipt, stall, seconds } = report;
-        self.log.launcher(&format!(
+        self.note(&format!(
             "checkpoint at step {step}, receipt of the data order {receipt}; written in {seconds:.3} s, training stood still \
              for {stall:.3} s"
         ));
@@ -340,7 +345,7 @@ impl Dispatcher<'_> {
             && !self.shortage_announced
         {
             self.shortage_announced = true;
-            self.announce(&format!("warning: {warning}"));
+            self.warn(&format!("warning: {warning}"));
         }
     }
 
@@ -363,6 +368,18 @@ impl Dispatcher<'_> {
     /// Says something to the person and to the log.
     fn announce(&mut self, message: &str) {
         self.screen.line(&format!("{}: {message}", self.job.stage.name));
+        self.log.announcement(message);
+    }
+
+    /// The same, if it must not be missed.
+    fn warn(&mut self, message: &str) {
+        self.screen.warn(&format!("{}: {message}", self.job.stage.name));
+        self.log.announcement(message);
+    }
+
+    /// Says something to the log, and to a person who wants to know everything.
+    fn note(&mut self, message: &str) {
+        self.screen.detail(&format!("{}: {message}", self.job.stage.name));
         self.log.launcher(message);
     }
 
@@ -394,7 +411,7 @@ impl Dispatcher<'_> {
     fn close(&mut self) {
         self.screen.end_stage(&self.job.stage.name);
         if self.evidence.exit.is_none() {
-            self.log.launcher("ending what still runs");
+            self.note("ending what still runs");
             self.process.terminate();
             if !self.ends_within(TERMINATE_WITHIN) {
                 self.kill_now();
