@@ -24,6 +24,7 @@ Examples:
   bam submit configs/demo.yaml -n 2 -o slurm.time=8:00:00
                                           the same as batch jobs of Slurm (--dry-run shows the scripts)
   bam status runs/demo                    queued, running, done? how far?
+  bam watch runs/demo                     the same, live, until the run ends
   bam doctor -n 2                         programs, ranks, machine, files, Slurm: will it work here?
 
 Exit codes:
@@ -68,7 +69,9 @@ pub enum Command {
     /// Do everything that a recipe asks for in batch jobs of Slurm, which go on by themselves when their time is up
     Submit(SubmitArguments),
     /// Say how far a run is, and what becomes of its batch jobs
-    Status(RunDirArguments),
+    Status(StatusArguments),
+    /// Look on while a run gets on, from any terminal that sees its directory, until it ends
+    Watch(RunDirArguments),
     /// Stop a run's batch jobs at a checkpoint, and take those that wait out of the queue
     Cancel(RunDirArguments),
     /// Look at everything that a run needs on this machine, and say what to do about what is wrong
@@ -225,7 +228,17 @@ pub struct SubmitArguments {
     pub dry_run: bool,
 }
 
-/// `bam status` and `bam cancel`.
+/// `bam status`.
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    /// The run's directory, for example runs/demo
+    pub run_dir: PathBuf,
+    /// Print JSON instead of lines for people (docs/json.md)
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `bam watch` and `bam cancel`.
 #[derive(Debug, Args)]
 pub struct RunDirArguments {
     /// The run's directory, for example runs/demo

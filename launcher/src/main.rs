@@ -7,6 +7,7 @@ mod command;
 mod conduct;
 mod descriptors;
 mod doctor;
+mod ending;
 mod failure;
 mod forecast;
 mod history;
@@ -51,6 +52,7 @@ fn run() -> anyhow::Result<u8> {
         Command::Rehearse(arguments) => command::rehearse::run(&arguments),
         Command::Submit(arguments) => command::submit::run(&arguments),
         Command::Status(arguments) => command::status::run(&arguments),
+        Command::Watch(arguments) => command::watch::run(&arguments),
         Command::Cancel(arguments) => command::cancel::run(&arguments),
         Command::Doctor(arguments) => command::doctor::run(&arguments),
         Command::Completions(arguments) => command::manual::completions(&arguments),

@@ -18,6 +18,15 @@ pub struct Probe {
     pub hdf5: String,
     /// GPUs that libtorch sees, on rank 0.
     pub gpus: i64,
+    /// libtorch's version, as the files beside it say.
+    #[serde(default)]
+    pub libtorch: String,
+    /// Whether it was built with CUDA.
+    #[serde(default)]
+    pub libtorch_has_cuda: bool,
+    /// Whether each rank sees the file that the launcher has written where runs are to be.
+    #[serde(default)]
+    pub sees_token: Vec<bool>,
     /// Seconds of a collective without content.
     pub latency: f64,
     /// Bytes that an all-reduce of 16 MiB adds up a second.

@@ -14,6 +14,7 @@ use crate::backend::Programs;
 use crate::cli::{PredictArguments, RunArguments};
 use crate::conduct::Conductor;
 use crate::descriptors;
+use crate::ending::Ending;
 use crate::failure;
 use crate::history::{History, HistoryError};
 use crate::progress::{self, Kept, StageProgress};
@@ -50,25 +51,27 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     let faults = faults_of(arguments, &project)?;
     let history = job.map(|job| begin(job, &project, &share, &run)).transpose()?;
     let interrupts = listening.map_or_else(listen, Ok)?;
-    let conductor = Conductor::new(
-        &project,
-        programs,
-        run,
-        &lock,
-        share.stages.clone(),
-        interrupts.clone(),
-        faults,
-        arguments.verbosity.chosen(),
-    );
+    let (only, verbosity) = (share.stages.clone(), arguments.verbosity.chosen());
+    let conductor =
+        Conductor::new(&project, programs, run, &lock, only, interrupts.clone(), verbosity).with_faults(faults);
+    let run = conductor.run_dir();
+    let is_whole = share.stages.is_none();
+    if is_whole {
+        Ending::forget(run);
+    }
     let outcome = conductor.run(inputs);
     if let Some(history) = history {
-        end(&history, &project, &share, conductor.run_dir(), &outcome, &interrupts)?;
+        end(&history, &project, &share, run, &outcome, &interrupts)?;
     }
-    match outcome? {
+    let outcome = outcome.and_then(|stopped| match stopped {
         Some(exit_code) => Ok(exit_code),
-        None if share.has_report => report(&project, conductor.run_dir()),
+        None if share.has_report => report(&project, run),
         None => Ok(exit_code::DONE),
+    });
+    if is_whole {
+        Ending::note(run, &outcome);
     }
+    outcome
 }
 
 /// What of a run one start of bam does.

@@ -2,6 +2,7 @@
 //! there and ranks are free.
 
 mod schedule;
+mod summary;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -13,16 +14,14 @@ use anyhow::Context;
 use bam_cluster::checkpoint::Fence;
 use bam_cluster::exit_code;
 use bam_cluster::fault::Fault;
-use bam_cluster::files;
 use bam_cluster::plan::{ChooseStage, Stage, StageWork};
 use bam_cluster::protocol::Begin;
 use bam_cluster::run_dir::RunDir;
-use bam_cluster::stage_record::{self, RecordError, Scores, StageRecord, Standing, Sums};
+use bam_cluster::stage_record::{self, RecordError, StageRecord, Standing, Sums};
 
 use crate::backend::Programs;
 use crate::choice;
 use crate::forecast::Remaining;
-use crate::numbers::brief;
 use crate::project::Project;
 use crate::run_lock::RunLock;
 use crate::shell::quoted;
@@ -31,6 +30,7 @@ use crate::supervise::{self, Decision, End, Finding, History, Interrupts, Screen
 use schedule::Schedule;
 
 pub use schedule::duration;
+pub use summary::summary;
 
 /// Who takes the stages to their ends.
 pub struct Conductor<'a> {
@@ -104,7 +104,6 @@ impl<'a> Conductor<'a> {
         lock: &'a RunLock,
         only: Option<BTreeSet<String>>,
         interrupts: Interrupts,
-        faults: Vec<Fault>,
         verbosity: Verbosity,
     ) -> Self {
         let Project { recipe, plan, lengths, encoder, .. } = project;
@@ -113,7 +112,13 @@ impl<'a> Conductor<'a> {
         // A part of a run is over when others may still have much to do.
         let remaining = only.is_none().then_some(remaining);
         let screen = Screen::new(verbosity, remaining);
-        Conductor { project, programs, run, lock, only, faults, interrupts, screen }
+        Conductor { project, programs, run, lock, only, faults: vec![], interrupts, screen }
+    }
+
+    /// With failures to rehearse.
+    #[must_use]
+    pub fn with_faults(self, faults: Vec<Fault>) -> Self {
+        Conductor { faults, ..self }
     }
 
     /// Where the run is.
@@ -244,7 +249,7 @@ impl<'a> Conductor<'a> {
     fn finished(&self, stage: &Stage, inputs: Sums, outputs: Sums, seconds: f64) -> anyhow::Result<()> {
         stage_record::finish(&self.run, &stage.name, &StageRecord { inputs, outputs, seconds })?;
         self.screen.complete(&stage.name);
-        self.screen.line(&self.summary(stage, seconds)?);
+        self.screen.line(&summary(&self.run, &self.project.tasks, stage, seconds)?);
         Ok(())
     }
 
@@ -377,33 +382,5 @@ impl<'a> Conductor<'a> {
                 exit_code::INTERRUPTED
             }
         }
-    }
-
-    /// One line on a stage that has just been completed; for a model, with its scores on dev.
-    fn summary(&self, stage: &Stage, seconds: f64) -> anyhow::Result<String> {
-        let line = format!("{}: done in {}", stage.name, brief(seconds));
-        if let StageWork::Predict(predict) = &stage.work {
-            let answers: usize = predict.questions.iter().map(|q| q.examples).sum();
-            return Ok(format!("{line}; {answers} answers in stages/STAGE/predictions"));
-        }
-        let (line, learnt) = match &stage.work {
-            StageWork::Train(train) => (line, &train.tasks),
-            StageWork::Choose(work) => {
-                (format!("{}: {}", stage.name, choice::describe(&self.run, &stage.name)?), &work.tasks)
-            }
-            _ => return Ok(line),
-        };
-        let path = self.run.scores(&stage.name);
-        let scores: Scores = files::read_json(&path).with_context(|| path.display().to_string())?.unwrap_or_default();
-        let tasks = self.project.tasks.iter().filter(|t| learnt.contains(&t.name));
-        let said: Vec<String> = tasks
-            .filter_map(|task| {
-                let metric = task.metrics.first()?.name();
-                let score = scores.get(&task.name)?.metrics.get(metric).copied().flatten();
-                let score = score.map_or("undefined".to_owned(), |s| format!("{:.1}", 100.0 * s));
-                Some(format!("{} {metric} {score}", task.name))
-            })
-            .collect();
-        Ok(if said.is_empty() { line } else { format!("{line}; dev: {}", said.join(", ")) })
     }
 }

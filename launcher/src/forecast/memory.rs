@@ -81,6 +81,12 @@ impl Memory {
         self.fixed() + self.activations_longest
     }
 
+    /// What so many ranks of one host need together, of whom one is the first of all.
+    pub fn host(&self, ranks: usize) -> f64 {
+        let own = self.parameters + self.activations + self.program;
+        3.0 * self.parameters + self.checkpoint_copy + ranks as f64 * own
+    }
+
     fn fixed(&self) -> f64 {
         self.parameters + self.moments + self.gradients + self.checkpoint_copy + self.program
     }

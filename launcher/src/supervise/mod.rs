@@ -29,4 +29,5 @@ pub use figures::Figures;
 pub use interrupts::{Interrupts, Wish};
 pub use restart::{Decision, History};
 pub use screen::{Screen, Verbosity};
+pub use stage_log::ANNOUNCEMENT;
 pub use verdict::{Finding, Verdict};
