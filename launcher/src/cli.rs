@@ -158,7 +158,7 @@ pub struct PlanArguments {
     pub gpus_per_node: Option<NonZero<usize>>,
     /// Estimate time from so many training examples a second of one process [default: what steps of this run, or of another
     /// one beside it with the same encoder, have taken; or the recipe's slurm.samples_per_second]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     pub samples_per_second: Option<f64>,
     /// Where the run is or will be [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
@@ -266,7 +266,7 @@ pub struct PredictArguments {
     #[command(flatten)]
     pub run: RunArguments,
     /// Which splits: train, dev (with MNLI's mismatched one), test (with AX)
-    #[arg(long, value_name = "SPLIT", value_delimiter = ',', default_value = "test")]
+    #[arg(long, value_name = "SPLIT", value_delimiter = ',', default_value = "test", value_parser = ["train", "dev", "test"])]
     pub split: Vec<String>,
 }
 
@@ -298,6 +298,12 @@ pub struct ReportArguments {
     /// Show a line for each kind of models, as the paper's tables do, and the paper's own numbers
     #[arg(long)]
     pub published: bool,
+}
+
+/// A number above 0.
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|n: &f64| *n > 0.0 && n.is_finite());
+    number.ok_or_else(|| "must be a number above 0".to_owned())
 }
 
 #[cfg(test)]

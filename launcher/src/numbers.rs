@@ -48,7 +48,10 @@ mod tests {
     #[test]
     fn numbers_are_for_people() {
         assert_eq!([7, 999, 1_000, 335_141_888].map(thousands), ["7", "999", "1,000", "335,141,888"]);
-        assert_eq!([0.0, 1_500.0, 90_800_000.0, 1.34e9, 2e12].map(bytes), ["0 B", "1.5 kB", "90.8 MB", "1.34 GB", "2.00 TB"]);
+        assert_eq!(
+            [0.0, 1_500.0, 90_800_000.0, 1.34e9, 2e12].map(bytes),
+            ["0 B", "1.5 kB", "90.8 MB", "1.34 GB", "2.00 TB"]
+        );
         assert_eq!([1, 2_000].map(|n| count(n, "rank")), ["1 rank", "2,000 ranks"]);
     }
 

@@ -74,8 +74,7 @@ pub fn stages(run: &RunDir, plan: &Plan) -> Vec<StageProgress> {
             StageWork::Train(train) => Some(train.schedule.total_steps),
             _ => None,
         };
-        let lines: Vec<Line> =
-            total.and_then(|_| last_lines(&run.metrics(&stage.name)).ok()).unwrap_or_default();
+        let lines: Vec<Line> = total.and_then(|_| last_lines(&run.metrics(&stage.name)).ok()).unwrap_or_default();
         StageProgress {
             name: stage.name.clone(),
             is_begun: run.inputs(&stage.name).exists(),

@@ -114,7 +114,8 @@ mod tests {
         let probes: Vec<Probe> = std::thread::scope(|scope| {
             let world = Threads::world(2, Duration::from_secs(60));
             // MPI is not here to be asked for its name.
-            let one = |world: Threads| Probe { mpi: String::new(), ..probe(&world, Some(Path::new("/proc/self"))).unwrap() };
+            let one =
+                |world: Threads| Probe { mpi: String::new(), ..probe(&world, Some(Path::new("/proc/self"))).unwrap() };
             let ranks: Vec<_> = world.into_iter().map(|world| scope.spawn(move || one(world))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         });

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file is not there or cannot be read.
-    #[error("{path}: {source}\n  give the path of a recipe, for example configs/demo.yaml")]
+    #[error("{path}: {source}\n  {remedy}")]
     Unreadable {
         /// The recipe.
         path: PathBuf,
         /// Why.
         source: io::Error,
+        /// What to give instead.
+        remedy: String,
     },
     /// The text is not YAML, or not a recipe: a misspelt key, a wrong type.
     #[error("{path}: {message}{}", hint.as_ref().map(|h| format!("\n  did you mean '{h}'?")).unwrap_or_default())]
@@ -25,12 +27,14 @@ pub enum ConfigError {
         hint: Option<String>,
     },
     /// An override on the command line is not of the form `a.b=c`, or leads nowhere.
-    #[error("-o {text}: {problem}")]
+    #[error("-o {text}: {problem}{}", hint.as_ref().map(|h| format!("\n  did you mean '{h}'?")).unwrap_or_default())]
     Override {
         /// As given.
         text: String,
         /// What is wrong.
         problem: String,
+        /// The known name that looks most like the unknown one.
+        hint: Option<String>,
     },
     /// A value is of the right type and makes no sense.
     #[error("{key}: {problem}")]
@@ -42,11 +46,12 @@ pub enum ConfigError {
     },
 }
 
-/// The name among `known` that looks most like `unknown`, if any looks like it.
-pub(super) fn nearest<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+/// The name among `known` that looks most like `unknown`, in whatever case, if any looks like it.
+pub fn nearest<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let unknown = unknown.to_lowercase();
     known
         .into_iter()
-        .map(|k| (strsim::jaro_winkler(unknown, k), k))
+        .map(|k| (strsim::jaro_winkler(&unknown, &k.to_lowercase()), k))
         .filter(|(similarity, _)| *similarity > 0.75)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, k)| k.to_owned())
@@ -70,5 +75,6 @@ mod tests {
         assert_eq!(hint(message).as_deref(), Some("teachers"));
         assert_eq!(hint("unknown field `zzz`, expected `teachers` or `student`"), None);
         assert_eq!(hint("invalid type: string"), None);
+        assert_eq!(nearest("CoLA", ["cola", "rte"]).as_deref(), Some("cola"));
     }
 }

@@ -202,7 +202,8 @@ struct Row<'a> {
 fn scan(task: &Task, path: &Path, layout: &Layout, mut visit: impl FnMut(Row)) -> Result<Count, DataError> {
     let unreadable = |source| DataError::Unreadable { task: task.name.clone(), path: path.to_owned(), source };
     let mut chunks = Chunks { file: File::open(path).map_err(unreadable)?, rest: vec![] };
-    let mut rows = Rows { task, path, layout, positions: None, lines: 0, examples: 0, skipped: 0, text: TextSize::default() };
+    let mut rows =
+        Rows { task, path, layout, positions: None, lines: 0, examples: 0, skipped: 0, text: TextSize::default() };
     let sha256 = thread::scope(|scope| {
         let (sender, read) = mpsc::sync_channel::<Arc<Vec<u8>>>(CHUNKS_AHEAD);
         let hash = move || digest::of_parts(read.iter());

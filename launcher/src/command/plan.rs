@@ -1,7 +1,6 @@
 //! `bam plan`: what would run and what it takes, at once and without starting anything.
 
-use anyhow::ensure;
-use bam_cluster::config::{Mode, Reproducible, SlurmSection};
+use bam_cluster::config::{ConfigError, Mode, Reproducible, SlurmSection};
 use bam_cluster::exit_code;
 use bam_cluster::plan::{Schedule, StageWork, TrainStage};
 use bam_cluster::run_dir::RunDir;
@@ -44,7 +43,10 @@ fn load(arguments: &PlanArguments) -> anyhow::Result<(Project, Layout)> {
     let mut recipe = arguments.recipe.clone();
     let gpus_per_node = arguments.gpus_per_node.map(|n| n.get());
     let processes = recipe.processes.take().unwrap_or(nodes.get().saturating_mul(gpus_per_node.unwrap_or(1)));
-    ensure!(processes > 0, "-n: there must be at least 1 process");
+    if processes == 0 {
+        let (key, problem) = ("cluster.processes".to_owned(), "must be at least 1 (-n)".to_owned());
+        return Err(ConfigError::Invalid { key, problem }.into());
+    }
     let mut project = Project::load_for(&recipe, Some(1))?;
     project.recipe.cluster.processes = processes;
     project.recipe.cluster.hosts.clear();
@@ -58,7 +60,6 @@ fn load(arguments: &PlanArguments) -> anyhow::Result<(Project, Layout)> {
 fn pace(arguments: &PlanArguments, project: &Project, layout: &Layout) -> anyhow::Result<Option<Pace>> {
     let stated = |samples_per_second| Pace::Stated { samples_per_second };
     if let Some(speed) = arguments.samples_per_second {
-        ensure!(speed > 0.0 && speed.is_finite(), "--samples-per-second {speed}: must be above 0");
         return Ok(Some(stated(speed)));
     }
     let recipe = &project.recipe;
@@ -193,7 +194,8 @@ fn spread(forecast: &Forecast) -> String {
             None => rows.push((training.stage.clone(), 0, cells)),
         }
     }
-    let named = rows.into_iter().map(|(name, more, cells)| std::iter::once(and_more(&name, more)).chain(cells).collect());
+    let named =
+        rows.into_iter().map(|(name, more, cells)| std::iter::once(and_more(&name, more)).chain(cells).collect());
     let header = ["training", "ranks", "examples a rank", "passes", "reduced a step", "sent a rank", "memory a rank"];
     format!("\nEach step\n{}", plain_table(&header, 1, &named.collect::<Vec<_>>()))
 }
@@ -206,7 +208,12 @@ fn and_more(name: &str, more: usize) -> String {
 /// How often each task is drawn, and how many passes over its data that makes.
 fn draws(train: &TrainStage) -> String {
     let row = |[share, drawn, epochs, weight]: [f64; 4]| {
-        [format!("{:.1} %", 100.0 * share), thousands(drawn.round() as usize), format!("{epochs:.1}"), format!("{weight:.3}")]
+        [
+            format!("{:.1} %", 100.0 * share),
+            thousands(drawn.round() as usize),
+            format!("{epochs:.1}"),
+            format!("{weight:.3}"),
+        ]
     };
     let named = train.tasks.iter().zip(drawn(train));
     let rows: Vec<_> = named.map(|(task, figures)| [vec![task.clone()], row(figures).to_vec()].concat()).collect();
@@ -217,9 +224,8 @@ fn draws(train: &TrainStage) -> String {
 fn drawn(train: &TrainStage) -> impl Iterator<Item = [f64; 4]> {
     let all = train.schedule.total_steps as f64 * train.settings.batch_size as f64;
     let shares = train.mixture.shares(&train.sizes).into_iter().enumerate();
-    shares.map(move |(i, share)| {
-        [share, share * all, share * all / train.sizes[i] as f64, train.mixture.loss_weights[i]]
-    })
+    shares
+        .map(move |(i, share)| [share, share * all, share * all / train.sizes[i] as f64, train.mixture.loss_weights[i]])
 }
 
 /// A figure of each training at its milestones, which are named once for all, as shares of the whole; trainings with the same

@@ -209,8 +209,7 @@ fn remaining(run: &RunDir, recipe: &Recipe, plan: &Plan) -> Option<Remaining> {
     let mut shape: EncoderConfig =
         serde_json::from_slice(&fs::read(recipe.model.path.join("config.json")).ok()?).ok()?;
     shape.num_hidden_layers = recipe.model.layers.unwrap_or(shape.num_hidden_layers);
-    let steps: Vec<StepReport> =
-        plan.stages.iter().flat_map(|stage| recent_steps(&run.metrics(&stage.name))).collect();
+    let steps: Vec<StepReport> = plan.stages.iter().flat_map(|stage| recent_steps(&run.metrics(&stage.name))).collect();
     let examples: usize = steps.iter().map(|step| step.examples).sum();
     let tokens: u64 = steps.iter().map(|step| step.tokens).sum();
     let mean = if examples == 0 { recipe.model.max_length / 4 } else { tokens as usize / examples };

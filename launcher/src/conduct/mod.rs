@@ -107,8 +107,7 @@ impl<'a> Conductor<'a> {
         verbosity: Verbosity,
     ) -> Self {
         let Project { recipe, plan, lengths, encoder, .. } = project;
-        let remaining =
-            Remaining::new(plan.clone(), recipe.cluster.clone(), lengths.clone(), encoder.config.clone());
+        let remaining = Remaining::new(plan.clone(), recipe.cluster.clone(), lengths.clone(), encoder.config.clone());
         // A part of a run is over when others may still have much to do.
         let remaining = only.is_none().then_some(remaining);
         let screen = Screen::new(verbosity, remaining);

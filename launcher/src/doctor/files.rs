@@ -52,7 +52,8 @@ fn room(directory: &Path, needed: Option<f64>) -> Option<Finding> {
     if let Some(needed) = needed {
         said += &format!("; the run takes ~{}", bytes(needed));
         if free < needed {
-            let remedy = "make room, keep fewer checkpoints (checkpoint.keep), or write elsewhere (--dir; --run-dir of bam run)";
+            let remedy =
+                "make room, keep fewer checkpoints (checkpoint.keep), or write elsewhere (--dir; --run-dir of bam run)";
             return Some(Finding::problem(ABOUT, said, remedy));
         }
     } else if free < ENOUGH {

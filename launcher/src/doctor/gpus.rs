@@ -14,8 +14,14 @@ const FORMAT: &str = "--format=csv,noheader,nounits";
 /// MiB that a GPU which nobody uses may have in use: the driver's own.
 const OWN_MIB: f64 = 1024.0;
 /// Where libraries are besides `LD_LIBRARY_PATH`.
-const LIBRARIES: [&str; 6] =
-    ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib", "/usr/local/cuda/lib64"];
+const LIBRARIES: [&str; 6] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib",
+    "/usr/local/cuda/lib64",
+];
 
 /// A GPU.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +53,8 @@ pub fn look(wanted: Option<usize>) -> Vec<Finding> {
         }
         Err(Silence::NotThere) => vec![Finding::ok(ABOUT, "no NVIDIA driver here (no nvidia-smi, no libcuda.so.1)")],
         Err(Silence::Failed(words)) => {
-            let remedy = "have the driver loaded, or restarted after an update (dmesg says more); until then there are no GPUs";
+            let remedy =
+                "have the driver loaded, or restarted after an update (dmesg says more); until then there are no GPUs";
             vec![Finding::problem(ABOUT, format!("nvidia-smi does not answer: {words}"), remedy)]
         }
         Ok(text) => {
@@ -102,7 +109,11 @@ fn processes(text: &str) -> Vec<Process> {
 
 fn judge(gpus: &[Gpu], processes: &[Process], wanted: Option<usize>) -> Vec<Finding> {
     let Some(first) = gpus.first() else {
-        return vec![Finding::warning(ABOUT, "nvidia-smi is here and lists no GPU", "ask for some in the job (--gpus-per-node)")];
+        return vec![Finding::warning(
+            ABOUT,
+            "nvidia-smi is here and lists no GPU",
+            "ask for some in the job (--gpus-per-node)",
+        )];
     };
     let mut findings = vec![Finding::ok(ABOUT, format!("driver {}", first.driver))];
     if let Some(wanted) = wanted.filter(|wanted| *wanted > gpus.len()) {
@@ -118,7 +129,8 @@ fn one(gpu: &Gpu, processes: &[Process]) -> Finding {
     let said = format!("GPU {index}, {name}: {:.1} of {:.1} GiB in use", used_mib / 1024.0, total_mib / 1024.0);
     let of = |process: &Process| format!("{} (pid {}, {} MiB)", process.name, process.pid, process.used_mib);
     let users: Vec<String> = processes.iter().filter(|process| process.uuid == gpu.uuid).map(of).collect();
-    let remedy = "end what uses it, or choose others (CUDA_VISIBLE_DEVICES): both would be slow, and one may run out of memory";
+    let remedy =
+        "end what uses it, or choose others (CUDA_VISIBLE_DEVICES): both would be slow, and one may run out of memory";
     match &users[..] {
         [] if *used_mib <= OWN_MIB => Finding::ok(ABOUT, said),
         // In a container, processes of others are not seen.

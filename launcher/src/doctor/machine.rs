@@ -84,7 +84,11 @@ fn address_space() -> Option<Finding> {
     let (soft, _) = getrlimit(Resource::RLIMIT_AS).ok()?;
     (soft != RLIM_INFINITY).then(|| {
         let said = format!("a process may have {:.1} GiB of addresses (ulimit -v)", soft as f64 / GIB);
-        Finding::warning(ABOUT, said, "ulimit -v unlimited: libtorch and shared memory take many more addresses than memory")
+        Finding::warning(
+            ABOUT,
+            said,
+            "ulimit -v unlimited: libtorch and shared memory take many more addresses than memory",
+        )
     })
 }
 
@@ -93,7 +97,11 @@ fn processes(cluster: &ClusterSection) -> Option<Finding> {
     let needed = (cluster.processes * (cluster.threads + THREADS_A_RANK)) as u64;
     (soft != RLIM_INFINITY && soft < needed).then(|| {
         let said = format!("this user may have {soft} processes and threads (ulimit -u), the ranks take some {needed}");
-        Finding::problem(ABOUT, said, "have the limit raised (nproc in /etc/security/limits.conf), or use fewer processes (-n)")
+        Finding::problem(
+            ABOUT,
+            said,
+            "have the limit raised (nproc in /etc/security/limits.conf), or use fewer processes (-n)",
+        )
     })
 }
 

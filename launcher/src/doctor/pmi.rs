@@ -39,7 +39,8 @@ fn open_mpi(text: &str) -> Finding {
     let pmix = if pmix.is_empty() { "of its own library".to_owned() } else { pmix.join(", ") };
     let mut starts = components("plm");
     starts.retain(|name| *name != "isolated");
-    let starts = if starts.is_empty() { String::new() } else { format!("; starts its daemons by {}", starts.join(", ")) };
+    let starts =
+        if starts.is_empty() { String::new() } else { format!("; starts its daemons by {}", starts.join(", ")) };
     Finding::ok(ABOUT, format!("Open MPI's PMIx: {pmix}{starts}"))
 }
 
@@ -76,6 +77,9 @@ mod tests {
         let new = "MPI plugin types are...\n\tpmix\n\tnone\n\tpmi2\nspecific pmix plugin versions available: pmix_v4";
         assert_eq!(srun(new).said, "srun's plug-ins: none, pmi2, pmix, pmix_v4");
         let old = srun("MPI plugin types are...\n\tnone\n\tpmi2\n\tcray_shasta\n");
-        assert!(old.verdict == Verdict::Warning && old.said.contains("cray_shasta, none, pmi2; PMIx is not"), "{old:?}");
+        assert!(
+            old.verdict == Verdict::Warning && old.said.contains("cray_shasta, none, pmi2; PMIx is not"),
+            "{old:?}"
+        );
     }
 }

@@ -57,7 +57,8 @@ fn starter(programs: &Programs) -> Finding {
     let version = asked(path).ok().filter(|answer| answer.status.success());
     let said = version.map(|answer| String::from_utf8_lossy(&answer.stdout).into_owned()).unwrap_or_default();
     if let (Starter::Mpirun(_), Some(other)) = (&programs.starter, other_mpi(&said)) {
-        let remedy = "name Open MPI's mpirun (BAM_MPIRUN, or a module of the site's); bam starts ranks with its options alone";
+        let remedy =
+            "name Open MPI's mpirun (BAM_MPIRUN, or a module of the site's); bam starts ranks with its options alone";
         return Finding::problem(ABOUT, format!("{} is {other}'s", path.display()), remedy);
     }
     let version = said.lines().next().filter(|line| !line.is_empty());

@@ -68,7 +68,8 @@ fn views(probe: &Probe, directory: &Path) -> Finding {
         return Finding::ok(ABOUT, format!("all see {} as this host does", directory.display()));
     }
     let said = format!("{} do not see in {} what this host writes there", blind.join(", "), directory.display());
-    let remedy = "runs must be written to a file system that all hosts share, at the same path (--dir; --run-dir of bam run)";
+    let remedy =
+        "runs must be written to a file system that all hosts share, at the same path (--dir; --run-dir of bam run)";
     Finding::problem(ABOUT, said, remedy)
 }
 

@@ -42,7 +42,8 @@ pub fn look(section: &SlurmSection) -> Vec<Finding> {
             // Jobs that ask for something else, where that is wrong.
             let own = section.jobs.keys().filter_map(|job| {
                 let finding = partition(&all, &section.of_job(job))?;
-                (finding.verdict == Verdict::Problem).then(|| Finding { said: format!("job '{job}': {}", finding.said), ..finding })
+                (finding.verdict == Verdict::Problem)
+                    .then(|| Finding { said: format!("job '{job}': {}", finding.said), ..finding })
             });
             findings.extend(own);
         }
@@ -74,7 +75,8 @@ fn partitions(text: &str) -> Vec<Partition> {
         };
         let Ok(nodes) = nodes.parse::<usize>() else { continue };
         // `64+` where not all have as many.
-        let mut number = || words.next().and_then(|word| word.trim_end_matches('+').parse::<u64>().ok()).unwrap_or_default();
+        let mut number =
+            || words.next().and_then(|word| word.trim_end_matches('+').parse::<u64>().ok()).unwrap_or_default();
         let (cores, memory) = (number() as usize, number());
         let gpus = words.next().map_or(0, gpus_of);
         let (bare, is_default) = name.strip_suffix('*').map_or((name, false), |bare| (bare, true));
@@ -130,7 +132,9 @@ fn too_much(section: &SlurmSection, partition: &Partition) -> Option<String> {
     }
     let threads = section.cpus_per_task.unwrap_or_default() * asked.max(1);
     if threads > *cores && *cores > 0 {
-        return Some(format!("slurm.cpus_per_task asks for {threads} cores on a node, one of partition '{name}' has {cores}"));
+        return Some(format!(
+            "slurm.cpus_per_task asks for {threads} cores on a node, one of partition '{name}' has {cores}"
+        ));
     }
     let text = section.memory.as_deref().unwrap_or_default();
     let wanted = megabytes(text).unwrap_or_default();
@@ -233,8 +237,14 @@ mod tests {
         assert_eq!(asked(SlurmSection { cpus_per_task: Some(8), ..long.clone() }).verdict, Verdict::Ok);
         for (section, words) in [
             (SlurmSection { gpus_per_node: Some(9), ..long.clone() }, "asks for 9, a node of partition 'long' has 8"),
-            (SlurmSection { cpus_per_task: Some(9), ..long.clone() }, "asks for 72 cores on a node, one of partition 'long' has 64"),
-            (SlurmSection { memory: Some("300G".into()), ..long }, "asks for 300G, a node of partition 'long' has 250G"),
+            (
+                SlurmSection { cpus_per_task: Some(9), ..long.clone() },
+                "asks for 72 cores on a node, one of partition 'long' has 64",
+            ),
+            (
+                SlurmSection { memory: Some("300G".into()), ..long },
+                "asks for 300G, a node of partition 'long' has 250G",
+            ),
         ] {
             let found = asked(section);
             assert!(found.verdict == Verdict::Problem && found.said.contains(words), "{found:?}");

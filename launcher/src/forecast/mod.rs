@@ -146,8 +146,7 @@ fn training(project: &Project, layout: &Layout, stage: &Stage, train: &TrainStag
     let Project { recipe, encoder, tasks, plan, lengths, .. } = project;
     let shape = &encoder.config;
     let (batch, ranks) = (train.settings.batch_size, recipe.cluster.ranks(stage.tasks_learnt()));
-    let share =
-        Share::of(batch, ranks, recipe.reproducible, recipe.virtual_shards, train.settings.micro_batch_size);
+    let share = Share::of(batch, ranks, recipe.reproducible, recipe.virtual_shards, train.settings.micro_batch_size);
     let work = Work { plan, lengths, shape };
     let shares = train.mixture.shares(&train.sizes);
     let mean: f64 = train.tasks.iter().zip(&shares).map(|(task, share)| share * work.mean(task) as f64).sum();
@@ -264,10 +263,12 @@ fn largest_divisor(batch: usize, most: usize) -> usize {
 
 fn warnings(project: &Project, forecast: &Forecast) -> Vec<String> {
     let mut warnings = vec![];
-    let batch = |stage: &str| project.plan.stage(stage).map_or(0, |s| match &s.work {
-        StageWork::Train(train) => train.settings.batch_size,
-        _ => 0,
-    });
+    let batch = |stage: &str| {
+        project.plan.stage(stage).map_or(0, |s| match &s.work {
+            StageWork::Train(train) => train.settings.batch_size,
+            _ => 0,
+        })
+    };
     for training in forecast.trainings.iter().filter(|t| t.ranks > 1 && t.share.fewest > 0) {
         let TrainingForecast { stage, ranks, share, .. } = training;
         let waiting = share.waiting(batch(stage), *ranks);

@@ -54,7 +54,13 @@ impl Layout {
 impl Share {
     /// A rank's share of a batch. A batch is cut into a shard for each rank or, with `reproducible: world-size`, into
     /// `virtual_shards`; micro-batches do not reach beyond a shard.
-    pub fn of(batch: usize, ranks: usize, reproducible: Reproducible, virtual_shards: usize, micro: Option<usize>) -> Share {
+    pub fn of(
+        batch: usize,
+        ranks: usize,
+        reproducible: Reproducible,
+        virtual_shards: usize,
+        micro: Option<usize>,
+    ) -> Share {
         let shards = match reproducible {
             Reproducible::Processes => ranks,
             Reproducible::WorldSize => virtual_shards,

@@ -1,6 +1,6 @@
 //! The line of one stage on a terminal, as wide as that is: name, bar, count, and as many figures as there is room for.
 
-use super::figures::Figures;
+use super::figures::{Figures, STARTING};
 
 /// Below this, there is no room for a bar.
 const NARROWEST: usize = 50;
@@ -12,7 +12,7 @@ pub fn stage_line(stage: &str, figures: &Figures, name_width: usize, width: usiz
     let name = format!("{:<name_width$}", shortened(stage, name_width));
     let (done, total) = (figures.done(), figures.total());
     if total == 0 {
-        return format!("{name}  starting");
+        return format!("{name}  {STARTING}");
     }
     let share = done as f64 / total as f64;
     let cells = match width {
@@ -73,7 +73,11 @@ mod tests {
     #[test]
     fn a_line_has_what_there_is_room_for() {
         let line = |width| stage_line("teacher-cola", &figures(), 12, width);
-        assert!(line(120).starts_with("teacher-cola  ━━━━━┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄   25 %  50/200  15 s left · "), "{}", line(120));
+        assert!(
+            line(120).starts_with("teacher-cola  ━━━━━┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄   25 %  50/200  15 s left · "),
+            "{}",
+            line(120)
+        );
         assert!(line(120).ends_with("checkpoint 50"), "{}", line(120));
         assert_eq!(line(60), "teacher-cola  ━━┄┄┄┄┄┄   25 %  50/200  15 s left");
         assert_eq!(line(40), "teacher-cola   25 %  50/200  15 s left");

@@ -9,6 +9,9 @@ use crate::numbers::brief;
 /// Weight of the past in running means: about the last twenty steps count.
 const MEMORY: f64 = 0.95;
 
+/// What is said of a stage of which nothing is known yet.
+pub const STARTING: &str = "starting";
+
 /// Progress of one stage.
 #[derive(Debug, Default)]
 pub struct Figures {
@@ -109,6 +112,9 @@ impl Figures {
 
     /// The same as one line of a log.
     pub fn line(&self) -> String {
+        if self.total == 0 {
+            return STARTING.to_owned();
+        }
         let all = std::iter::once(self.unit().to_owned()).chain(self.details());
         format!("{}/{} {}", self.done, self.total, all.collect::<Vec<_>>().join(", "))
     }
