@@ -1,6 +1,5 @@
 //! The command line: what a user may say, and the help that tells them.
 
-use std::num::NonZero;
 use std::path::PathBuf;
 
 use bam_cluster::fault::Fault;
@@ -151,14 +150,14 @@ pub struct PlanArguments {
     #[command(flatten)]
     pub recipe: RecipeArguments,
     /// Plan for so many hosts, wherever they are
-    #[arg(long, value_name = "N")]
-    pub nodes: Option<NonZero<usize>>,
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub nodes: Option<usize>,
     /// Plan for so many GPUs in each host, with a process for each
-    #[arg(long, value_name = "N", requires = "nodes")]
-    pub gpus_per_node: Option<NonZero<usize>>,
+    #[arg(long, value_name = "N", requires = "nodes", value_parser = at_least_one)]
+    pub gpus_per_node: Option<usize>,
     /// Estimate time from so many training examples a second of one process [default: what steps of this run, or of another
     /// one beside it with the same encoder, have taken; or the recipe's slurm.samples_per_second]
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
     pub samples_per_second: Option<f64>,
     /// Where the run is or will be [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
@@ -298,6 +297,11 @@ pub struct ReportArguments {
     /// Show a line for each kind of models, as the paper's tables do, and the paper's own numbers
     #[arg(long)]
     pub published: bool,
+}
+
+/// A whole number above 0.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "must be a whole number, at least 1".to_owned())
 }
 
 /// A number above 0.

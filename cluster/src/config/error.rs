@@ -57,6 +57,27 @@ pub fn nearest<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> O
         .map(|(_, k)| k.to_owned())
 }
 
+/// serde's message in words of a recipe, without those of Rust.
+pub(super) fn plain(message: &str) -> String {
+    let words = [
+        ("expected u64", "expected a whole number, 0 or more"),
+        ("expected usize", "expected a whole number, 0 or more"),
+        ("expected f64", "expected a number"),
+        ("expected a sequence", "expected a list"),
+        ("expected a boolean", "expected true or false"),
+        ("invalid type: string", "this is text,"),
+        ("invalid type: map", "this is a section,"),
+        ("invalid type: sequence", "this is a list,"),
+        ("invalid type: unit value", "there is no value,"),
+    ];
+    let mut text = words.iter().fold(message.to_owned(), |text, (rust, plain)| text.replace(rust, plain));
+    if let Some(start) = text.find("expected struct ") {
+        let end = text[start..].find(" at line").map_or(text.len(), |end| start + end);
+        text.replace_range(start..end, "expected a section with keys of its own");
+    }
+    text
+}
+
 /// The nearest known name, from serde's message `unknown field `x`, expected one of `a`, `b``.
 pub(super) fn hint(message: &str) -> Option<String> {
     let start = message.find("unknown field").or_else(|| message.find("unknown variant"))?;
@@ -75,6 +96,12 @@ mod tests {
         assert_eq!(hint(message).as_deref(), Some("teachers"));
         assert_eq!(hint("unknown field `zzz`, expected `teachers` or `student`"), None);
         assert_eq!(hint("invalid type: string"), None);
+        let said =
+            plain("train.multi: invalid type: string \"x\", expected struct TrainSettingsInput at line 3 column 2");
+        assert_eq!(
+            said,
+            "train.multi: this is text, \"x\", expected a section with keys of its own at line 3 column 2"
+        );
         assert_eq!(nearest("CoLA", ["cola", "rte"]).as_deref(), Some("cola"));
     }
 }

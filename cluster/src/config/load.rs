@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_norway::{Mapping, Value};
 
-use super::error::{ConfigError, hint, nearest};
+use super::error::{ConfigError, hint, nearest, plain};
 use super::schema::Recipe;
 use super::task_entry::TaskEntry;
 use super::validate::validate;
@@ -51,7 +51,7 @@ pub fn load_with_defaults(path: &Path, overrides: &[Override], defaults: &[Overr
     let text = read(path)?;
     let malformed = |e: serde_norway::Error| {
         let message = e.to_string();
-        ConfigError::Malformed { path: path.to_owned(), hint: hint(&message), message }
+        ConfigError::Malformed { path: path.to_owned(), hint: hint(&message), message: plain(&message) }
     };
     let mut tree: Value = serde_norway::from_str(&text).map_err(malformed)?;
     for change in overrides {
@@ -67,10 +67,11 @@ pub fn load_with_defaults(path: &Path, overrides: &[Override], defaults: &[Overr
         // The text itself, read again, tells line and column, unless it is an override that is wrong.
         Err(in_tree) => {
             serde_norway::from_str::<Recipe>(&text).map_err(malformed)?;
-            let problem = in_tree.to_string();
+            let message = in_tree.to_string();
+            let (hint, plain) = (hint(&message), plain(&message));
             return Err(match guilty(&text, overrides) {
-                Some(change) => ConfigError::Override { text: change.text.clone(), hint: hint(&problem), problem },
-                None => ConfigError::Malformed { path: path.to_owned(), hint: hint(&problem), message: problem },
+                Some(change) => ConfigError::Override { text: change.text.clone(), hint, problem: plain },
+                None => ConfigError::Malformed { path: path.to_owned(), hint, message: plain },
             });
         }
     };

@@ -77,10 +77,14 @@ impl Status {
     /// # Errors
     /// It is no run, or its files cannot be read.
     pub(super) fn of(run: &RunDir) -> anyhow::Result<Status> {
+        let not_a_run = || NotARun { directory: run.path().to_owned(), missing: "plan.json" };
+        if !run.path().is_dir() {
+            return Err(not_a_run().into());
+        }
         let submission = Submission::read(run).with_context(|| run.jobs().display().to_string())?;
         let plan: Option<Plan> = files::read_json(&run.plan()).with_context(|| run.plan().display().to_string())?;
         if submission.is_none() && plan.is_none() {
-            return Err(NotARun { directory: run.path().to_owned(), missing: "plan.json" }.into());
+            return Err(not_a_run().into());
         }
         let mut status = Status {
             submission,

@@ -29,6 +29,9 @@ pub struct NotARun {
 
 /// What to give instead.
 fn instead(directory: &Path) -> String {
+    if directory.is_file() {
+        return "this is a file: give the directory that 'bam run' made, for example runs/demo".to_owned();
+    }
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
     let beside = directory.parent().and_then(|parent| fs::read_dir(parent).ok()).into_iter().flatten().flatten();
     let runs = beside.filter(|entry| entry.path().join("plan.json").exists());

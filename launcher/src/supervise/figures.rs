@@ -99,7 +99,9 @@ impl Figures {
         let mut parts = vec![];
         if let Some(left) = self.left() {
             let is_training = self.unit == Unit::Steps;
-            parts.push(format!("{} left", brief(left)));
+            // The model is judged on dev after its last step.
+            let is_over = is_training && self.done >= self.total;
+            parts.push(if is_over { "evaluating".to_owned() } else { format!("{} left", brief(left)) });
             parts.extend(is_training.then(|| format!("loss {:.3}", self.loss / self.weight)));
             parts.extend(self.lambda.map(|l| format!("λ {l:.2}")));
             parts.push(format!("{:.1} samples/s", self.examples / self.seconds));

@@ -1,75 +1,16 @@
-//! `bam plan`: what would run and what it takes, at once and without starting anything.
+//! A plan as people read it: tables, and a foot with the whole of it.
 
-use bam_cluster::config::{ConfigError, Mode, Reproducible, SlurmSection};
-use bam_cluster::exit_code;
-use bam_cluster::plan::{Schedule, StageWork, TrainStage};
-use bam_cluster::run_dir::RunDir;
-use serde_json::{Value, json};
+use bam_cluster::config::{Mode, Reproducible};
+use bam_cluster::plan::{Schedule, Stage, StageWork, TrainStage};
 
-use crate::cli::PlanArguments;
-use crate::forecast::{Forecast, Layout, Memory, Pace, TrainingForecast, trainings};
+use super::{drawn, steps};
+use crate::forecast::{Forecast, JobForecast, Layout, Memory, Pace, TrainingForecast, trainings};
 use crate::numbers::{brief, bytes, count, thousands};
 use crate::project::Project;
 use crate::report::plain_table;
-use crate::slurm::Allocation;
 
-/// Prints the plan. What a run would refuse on the machines that are asked about is part of it, and an exit code.
-pub fn run(arguments: &PlanArguments) -> anyhow::Result<u8> {
-    let (project, layout) = load(arguments)?;
-    let forecast = Forecast::of(&project, layout, pace(arguments, &project, &layout)?);
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&to_json(&project, &forecast))? + "\n"
-    } else {
-        render(&project, &forecast)
-    };
-    super::print(&text)?;
-    Ok(if forecast.problems.is_empty() { exit_code::DONE } else { exit_code::USAGE })
-}
-
-/// The project, and the machines that it is planned for.
-fn load(arguments: &PlanArguments) -> anyhow::Result<(Project, Layout)> {
-    let Some(nodes) = arguments.nodes else {
-        let slurm = Project::recipe(&arguments.recipe, None).map(|recipe| recipe.slurm)?;
-        let has_section = slurm != SlurmSection::default();
-        // As many processes as bam run or bam submit would take.
-        let tasks = Allocation::of_this_process().and_then(|job| job.tasks);
-        let submitted = has_section.then(|| slurm.nodes.saturating_mul(slurm.gpus_per_node.unwrap_or(1)));
-        let project = Project::load_for(&arguments.recipe, tasks.or(submitted))?;
-        let nodes = if has_section { slurm.nodes } else { project.recipe.cluster.hosts.len().max(1) };
-        let (processes, gpus_per_node) = (project.recipe.cluster.processes, slurm.gpus_per_node);
-        return Ok((project, Layout { nodes, processes, gpus_per_node }));
-    };
-    // Of other machines than these, everything is shown: what does not fit is said beside it.
-    let mut recipe = arguments.recipe.clone();
-    let gpus_per_node = arguments.gpus_per_node.map(|n| n.get());
-    let processes = recipe.processes.take().unwrap_or(nodes.get().saturating_mul(gpus_per_node.unwrap_or(1)));
-    if processes == 0 {
-        let (key, problem) = ("cluster.processes".to_owned(), "must be at least 1 (-n)".to_owned());
-        return Err(ConfigError::Invalid { key, problem }.into());
-    }
-    let mut project = Project::load_for(&recipe, Some(1))?;
-    project.recipe.cluster.processes = processes;
-    project.recipe.cluster.hosts.clear();
-    project.recipe.slurm.nodes = nodes.get();
-    project.recipe.slurm.gpus_per_node = gpus_per_node;
-    Ok((project, Layout { nodes: nodes.get(), processes, gpus_per_node }))
-}
-
-/// The speed to estimate time by: what is stated here, what was measured, what the recipe states. What was measured here says
-/// nothing of GPUs elsewhere.
-fn pace(arguments: &PlanArguments, project: &Project, layout: &Layout) -> anyhow::Result<Option<Pace>> {
-    let stated = |samples_per_second| Pace::Stated { samples_per_second };
-    if let Some(speed) = arguments.samples_per_second {
-        return Ok(Some(stated(speed)));
-    }
-    let recipe = &project.recipe;
-    let run = RunDir::new(super::directory_or_default(arguments.run_dir.as_deref(), &recipe.name)?);
-    let is_here = arguments.nodes.is_none() || layout.gpus_per_node.is_none();
-    let measured = if is_here { Pace::find(&run, recipe, &project.encoder.config) } else { None };
-    Ok(measured.or(recipe.slurm.samples_per_second.map(stated)))
-}
-
-fn render(project: &Project, forecast: &Forecast) -> String {
+/// Everything.
+pub fn render(project: &Project, forecast: &Forecast) -> String {
     let mut text = head(project, forecast);
     text += &format!("\nTasks\n{}", tasks(project));
     text += &format!("\nStages\n{}", stages(project, forecast));
@@ -77,7 +18,7 @@ fn render(project: &Project, forecast: &Forecast) -> String {
     for (stage, train) in trainings(project).filter(|(_, train)| train.tasks.len() > 1) {
         text += &format!("\nExamples that '{}' draws\n{}", stage.name, draws(train));
     }
-    let of = |(stage, train): (&'_ bam_cluster::plan::Stage, &'_ TrainStage)| (stage.name.clone(), train.schedule);
+    let of = |(stage, train): (&Stage, &TrainStage)| (stage.name.clone(), train.schedule);
     let rate: Figure = |schedule, step| format!("{:.2e}", schedule.learning_rate(step));
     text += &format!("\nLearning rate\n{}", milestones(trainings(project).map(of), rate));
     let mut distilled = trainings(project).filter(|(_, train)| !train.teachers.is_empty()).peekable();
@@ -147,7 +88,7 @@ fn tasks(project: &Project) -> String {
 }
 
 fn stages(project: &Project, forecast: &Forecast) -> String {
-    let row = |(i, stage): (usize, &bam_cluster::plan::Stage)| {
+    let row = |(i, stage): (usize, &Stage)| {
         let seconds = forecast.stage_seconds.as_ref().map(|all| all[i]).filter(|seconds| *seconds > 0.0);
         let time = seconds.map(|seconds| format!("~{}", brief(seconds))).unwrap_or_default();
         let StageWork::Train(train) = &stage.work else {
@@ -220,14 +161,6 @@ fn draws(train: &TrainStage) -> String {
     plain_table(&["task", "share", "examples", "epochs", "loss weight"], 1, &rows)
 }
 
-/// Of each task its share of all examples, how many that is, how many passes over its data, and its loss weight.
-fn drawn(train: &TrainStage) -> impl Iterator<Item = [f64; 4]> {
-    let all = train.schedule.total_steps as f64 * train.settings.batch_size as f64;
-    let shares = train.mixture.shares(&train.sizes).into_iter().enumerate();
-    shares
-        .map(move |(i, share)| [share, share * all, share * all / train.sizes[i] as f64, train.mixture.loss_weights[i]])
-}
-
 /// A figure of each training at its milestones, which are named once for all, as shares of the whole; trainings with the same
 /// figures but for the number of their steps are one line.
 fn milestones(trainings: impl Iterator<Item = (String, Schedule)>, show: Figure) -> String {
@@ -250,17 +183,11 @@ fn milestones(trainings: impl Iterator<Item = (String, Schedule)>, show: Figure)
     plain_table(&["stage", "first step", "warmed up", "25 %", "50 %", "75 %", "last step"], 1, &rows)
 }
 
-/// The milestones of a training.
-fn steps(schedule: &Schedule) -> [u64; 6] {
-    let total = schedule.total_steps;
-    [0, schedule.warmup_steps, total / 4, total / 2, total * 3 / 4, total - 1]
-}
-
 /// What a schedule says of a step.
 type Figure = fn(&Schedule, u64) -> String;
 
 fn jobs(forecast: &Forecast) -> String {
-    let row = |job: &crate::forecast::JobForecast| {
+    let row = |job: &JobForecast| {
         let name = if job.elements > 1 { format!("{} [0–{}]", job.job, job.elements - 1) } else { job.job.clone() };
         let after = if job.after.is_empty() { "–".to_owned() } else { job.after.join(", ") };
         let time = job.seconds.filter(|seconds| *seconds > 0.0).map(|seconds| format!("~{}", brief(seconds)));
@@ -307,61 +234,4 @@ fn by(pace: &Pace) -> String {
             operations_per_second / 1e9
         ),
     }
-}
-
-/// What docs/json.md describes.
-fn to_json(project: &Project, forecast: &Forecast) -> Value {
-    let (recipe, shape) = (&project.recipe, &project.encoder.config);
-    let tasks = project.tasks.iter().zip(project.plan.tasks.iter().zip(&project.lengths));
-    let tasks = tasks.map(|(task, (size, lengths))| {
-        let metrics: Vec<&str> = task.metrics.iter().map(|m| m.name()).collect();
-        let outputs = task.kind.output_names();
-        json!({ "task": task.name, "outputs": outputs, "metrics": metrics, "train": size.train, "dev": size.dev, "tokens": lengths })
-    });
-    let stages = project.plan.stages.iter().enumerate().map(|(i, stage)| {
-        let seconds = forecast.stage_seconds.as_ref().map(|all| all[i]);
-        let ranks = recipe.cluster.ranks(stage.tasks_learnt());
-        let mut value = json!({ "stage": stage.name, "ranks": ranks, "needs": stage.needs(), "seconds": seconds });
-        if let StageWork::Train(train) = &stage.work {
-            let draws = train.tasks.iter().zip(drawn(train)).map(|(task, [share, examples, epochs, loss_weight])| {
-                json!({ "task": task, "share": share, "examples": examples, "epochs": epochs, "loss_weight": loss_weight })
-            });
-            let at = |step| {
-                let s = &train.schedule;
-                json!({ "step": step, "learning_rate": s.learning_rate(step), "lambda": s.lambda(step) })
-            };
-            value["training"] = json!({
-                "epochs": train.settings.epochs,
-                "batch_size": train.settings.batch_size,
-                "steps": train.schedule.total_steps,
-                "warmup_steps": train.schedule.warmup_steps,
-                "layerwise_decay": train.layerwise_decay,
-                "draws": draws.collect::<Vec<_>>(),
-                "milestones": steps(&train.schedule).map(at),
-            });
-        }
-        value
-    });
-    json!({
-        "name": recipe.name,
-        "mode": recipe.mode,
-        "seed": recipe.seed,
-        "trials": recipe.trials,
-        "reproducible": recipe.reproducible,
-        "virtual_shards": recipe.virtual_shards,
-        "encoder": {
-            "path": project.encoder.directory, "layers": shape.num_hidden_layers, "width": shape.hidden_size,
-            "parameters": shape.parameters(),
-        },
-        "tasks": tasks.collect::<Vec<_>>(),
-        "stages": stages.collect::<Vec<_>>(),
-        "layout": forecast.layout,
-        "trainings": forecast.trainings,
-        "jobs": forecast.jobs,
-        "disk": forecast.disk,
-        "pace": forecast.pace,
-        "seconds": forecast.seconds,
-        "warnings": project.warnings.iter().chain(&forecast.warnings).collect::<Vec<_>>(),
-        "problems": forecast.problems,
-    })
 }
