@@ -236,7 +236,7 @@ fn damaged(name: &str, file: &str, remove: &[&str], parts: &[&str]) {
     flip(&run.at(file));
     let directory = format!("runs/{name}");
     let arguments = ["run", "recipe.yaml", "--run-dir", &directory];
-    let kept = || Snapshot::of(run.path()).without(&["logs", "lock", "incarnation", "stages/student"]);
+    let kept = || Snapshot::of(run.path()).without(&["logs", "lock", "incarnation", "ending.json", "stages/student"]);
     let before = kept();
     let advice = place.bam(arguments).finish().expect_error(3, &[&[file, "damaged", "run"], parts].concat());
     before.assert_same(&kept());

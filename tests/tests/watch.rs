@@ -15,7 +15,8 @@ fn a_run_is_watched_to_its_end_and_its_exit_code_passed_on() {
     let place = Workplace::new();
     let mut recipe = Recipe::of(&["cola"]);
     recipe.mode = "multi".into();
-    recipe.multi = "epochs: 120, batch_size: 16, learning_rate: 0.002".into();
+    recipe.multi = "epochs: 60, batch_size: 16, learning_rate: 0.002".into();
+    recipe.checkpoint = "every_steps: 150".into();
     place.recipe("recipe.yaml", &recipe);
     let run = Run::new(place.at("runs/tiny"));
     place.bam(["watch", "runs/tiny"]).finish().expect_error(2, &["not the directory of a run"]);
@@ -33,13 +34,13 @@ fn a_run_is_watched_to_its_end_and_its_exit_code_passed_on() {
     assert!(watched.stderr.contains("multi: stopping at the next step"), "{watched}");
     assert!(watched.stderr.contains("with exit code 75: stopped, as asked"), "{watched}");
     // It was told to be quiet, but for how to go on.
-    assert!(!stopped.stderr.contains("multi: 1800 steps") && stopped.stderr.contains("to go on"), "{stopped}");
+    assert!(!stopped.stderr.contains("multi: 900 steps") && stopped.stderr.contains("to go on"), "{stopped}");
     let now = status(&place);
     assert_eq!((&now["state"], &now["ending"]["exit_code"]), (&"stopped".into(), &75.into()), "{now}");
 
     let done = place.bam(["run", "recipe.yaml", "--verbose"]).expect(0);
     assert!(
-        done.stderr.contains("multi: start 3: ") && done.stderr.contains("multi: checkpoint at step 1800"),
+        done.stderr.contains("multi: start 3: ") && done.stderr.contains("multi: checkpoint at step 900"),
         "{done}"
     );
     let watched = place.bam(["watch", "runs/tiny"]).expect(0);

@@ -115,8 +115,11 @@ fn instead(path: &Path) -> String {
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let recipes: Vec<String> = there.filter(|name| name.ends_with(".yaml") || name.ends_with(".yml")).collect();
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    match nearest(&name, recipes.iter().map(String::as_str)) {
+    // Endings, which all have alike, make no two names alike.
+    let stem = |name: &str| Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let stems: Vec<String> = recipes.iter().map(|name| stem(name)).collect();
+    let near = nearest(&stem(&path.to_string_lossy()), stems.iter().map(String::as_str));
+    match recipes.iter().find(|name| near.as_ref().is_some_and(|near| stem(name) == *near)) {
         Some(near) => format!("did you mean {}?", path.with_file_name(near).display()),
         None => "give the path of a recipe, for example configs/demo.yaml".to_owned(),
     }

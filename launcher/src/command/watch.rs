@@ -212,7 +212,8 @@ fn remaining(run: &RunDir, recipe: &Recipe, plan: &Plan) -> Option<Remaining> {
     let steps: Vec<StepReport> = plan.stages.iter().flat_map(|stage| recent_steps(&run.metrics(&stage.name))).collect();
     let examples: usize = steps.iter().map(|step| step.examples).sum();
     let tokens: u64 = steps.iter().map(|step| step.tokens).sum();
-    let mean = if examples == 0 { recipe.model.max_length / 4 } else { tokens as usize / examples };
+    // Before the first step, no pace is known, either.
+    let mean = (tokens as usize).checked_div(examples).unwrap_or_default();
     let lengths = plan.tasks.iter().map(|_| Lengths { mean, longest: recipe.model.max_length }).collect();
     Some(Remaining::new(plan.clone(), recipe.cluster.clone(), lengths, shape))
 }

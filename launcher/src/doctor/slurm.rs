@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn what_a_node_does_not_have_is_a_problem() {
         let all = partitions(TEXT);
-        let asked = |section: SlurmSection| super::partition(&all, &section).unwrap();
+        let asked = |section: SlurmSection| partition(&all, &section).unwrap();
         let long = SlurmSection { partition: Some("long".into()), gpus_per_node: Some(8), ..SlurmSection::default() };
         assert_eq!(asked(SlurmSection { cpus_per_task: Some(8), ..long.clone() }).verdict, Verdict::Ok);
         for (section, words) in [

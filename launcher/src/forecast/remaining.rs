@@ -62,3 +62,41 @@ impl Remaining {
         Some(conduct::duration(&self.plan.stages, &self.cluster, left))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bam_cluster::config::Recipe;
+    use bam_cluster::plan::TaskSize;
+
+    fn step(seconds: f64) -> StepReport {
+        serde_json::from_value(serde_json::json!({
+            "step": 0, "loss": 1.0, "task_losses": {}, "lambda": 0.0, "learning_rate": 0.0, "gradient_norm": 1.0,
+            "examples": 10, "tokens": 200, "seconds": seconds
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_is_left_follows_from_the_pace_and_what_is_done() {
+        let text = "name: x\nmode: multi\nmodel: { path: m }\ndata: { glue: g, tasks: [rte, cola] }\n\
+                    train: { multi: { epochs: 1, batch_size: 10 } }\ncluster: { processes: 2 }\n";
+        let recipe: Recipe = serde_norway::from_str(text).unwrap();
+        let size = |task: &str| TaskSize { task: task.into(), train: 500, dev: 9, further: BTreeMap::new() };
+        let plan = Plan::derive(&recipe, &[size("rte"), size("cola")]);
+        let shape = serde_json::json!({
+            "vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+            "max_position_embeddings": 20
+        });
+        let lengths = vec![Lengths { mean: 20, longest: 20 }; 2];
+        let mut remaining = Remaining::new(plan, recipe.cluster, lengths, serde_json::from_value(shape).unwrap());
+        assert_eq!(remaining.seconds(), None);
+        // 100 steps of 10 examples, as long as those of this one.
+        remaining.step("multi", &step(3.0));
+        assert!((remaining.seconds().unwrap() - 300.0).abs() < 1e-6, "{remaining:?}");
+        remaining.is_done("prepare", 1.0);
+        remaining.is_done("multi", 0.75);
+        assert!((remaining.seconds().unwrap() - 75.0).abs() < 1e-6, "{remaining:?}");
+        assert_eq!(remaining.stages(), (1, 2));
+    }
+}

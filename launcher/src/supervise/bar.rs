@@ -2,8 +2,6 @@
 
 use super::figures::{Figures, STARTING};
 
-/// Below this, there is no room for a bar.
-const NARROWEST: usize = 50;
 /// Between figures.
 const BETWEEN: &str = " · ";
 
@@ -15,11 +13,12 @@ pub fn stage_line(stage: &str, figures: &Figures, name_width: usize, width: usiz
         return format!("{name}  {STARTING}");
     }
     let share = done as f64 / total as f64;
+    // Below fifty columns, there is no room for a bar.
     let cells = match width {
-        ..NARROWEST => 0,
-        ..80 => 8,
-        ..120 => 12,
-        _ => 20,
+        0..50 => 0,
+        50..80 => 8,
+        80..120 => 12,
+        120.. => 20,
     };
     let mut line = name;
     if cells > 0 {
