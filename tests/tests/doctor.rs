@@ -88,7 +88,7 @@ fn ranks_that_do_not_find_one_another_are_a_problem() {
 fn a_recipe_and_the_command_line_are_read_as_by_run() {
     let place = Workplace::new();
     place.bam(["doctor", "no.yaml"]).finish().expect_error(2, &["no.yaml"]);
-    place.recipe("recipe.yaml", &bam_tests::Recipe::of(&["cola"]));
+    place.recipe("recipe.yaml", &Recipe::of(&["cola"]));
     let done =
         place.bam(["doctor", "recipe.yaml", "-n", "1", "-o", "cluster.threads=1", "--dir", "/proc/runs"]).expect(1);
     assert!(done.stdout.contains("1 met"), "{done}");

@@ -317,7 +317,7 @@ mod tests {
         assert!(message(SMALL, &["train.multi.epoch=3"]).contains("did you mean 'epochs'?"));
         assert!(message(SMALL, &["train.multi.epochs=many"]).contains("train.multi.epochs"));
         let m = message(SMALL, &["seed=2", "train.multi.epoch=3", "trials=2"]);
-        assert!(m.starts_with("-o train.multi.epoch=3: train.multi: unknown field `epoch`"), "{m}");
+        assert!(m.starts_with("-o train.multi.epoch=3: ") && m.contains("unknown field `epoch`"), "{m}");
         assert!(message(SMALL, &["epochs"]).contains("expected KEY=VALUE"));
         let m = message(SMALL, &["cluster.launcher=srun", "cluster.hosts=[n1]"]);
         assert!(m.contains("cluster.hosts") && m.contains("on the nodes of its job"), "{m}");

@@ -61,10 +61,8 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
         Ending::forget(run);
     }
     let outcome = conductor.run(inputs);
-    if let Some(history) = history {
-        end(&history, &project, &share, run, &outcome, &interrupts)?;
-    }
-    let outcome = outcome.and_then(|stopped| match stopped {
+    let noted = history.map(|history| end(&history, &project, &share, run, &outcome, &interrupts)).transpose();
+    let outcome = noted.map_err(Into::into).and(outcome).and_then(|stopped| match stopped {
         Some(exit_code) => Ok(exit_code),
         None if share.has_report => report(&project, run),
         None => Ok(exit_code::DONE),

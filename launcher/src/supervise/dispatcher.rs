@@ -97,7 +97,6 @@ pub fn supervise(
     let starter = &job.programs.starter;
     log.launcher(&format!("{} starts the ranks: {}", starter.name(), job.programs.why));
     screen.detail(&format!("{}: start {incarnation}: {}", stage.name, launch.command_line()));
-    screen.show(&stage.name, &Figures::default());
     let (sender, inbox) = mpsc::channel();
     let ranks = start.ranks();
     let control = run.control(&stage.name);
@@ -106,6 +105,7 @@ pub fn supervise(
         .with_context(|| format!("cannot open the control channel ({})", control.display()))?;
     let process = Process::spawn(&launch, move |event| drop(sender.send(Event::Starter(event))))
         .with_context(|| format!("cannot start {}", launch.program.display()))?;
+    screen.show(&stage.name, &Figures::default());
     let mut dispatcher = Dispatcher {
         job,
         inbox,
