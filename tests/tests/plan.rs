@@ -70,6 +70,8 @@ fn a_cluster_elsewhere_is_rehearsed_with_what_it_would_refuse() {
     let problem = json["problems"][0].as_str().unwrap();
     assert!(problem.contains("'teacher-cola' and 1 more: a batch of 16 examples cannot be shared by 48"), "{problem}");
     assert_eq!((&json["layout"]["nodes"], &json["trainings"][0]["share"]["most"]), (&2.into(), &1.into()));
+    // With fewer processes for each teacher, all is well; the recipe itself says 2 processes.
+    plan(&["-n", "16", "-o", "cluster.single_processes=8"], 0);
     let training = &json["stages"][1]["training"];
     assert_eq!((&training["steps"], &training["draws"][0]["epochs"]), (&30.into(), &2.0.into()), "{training}");
     assert!(json["disk"]["checkpoints"].as_f64().unwrap() > json["disk"]["models"].as_f64().unwrap());

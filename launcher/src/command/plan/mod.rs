@@ -8,7 +8,7 @@ use bam_cluster::exit_code;
 use bam_cluster::plan::{Schedule, TrainStage};
 use bam_cluster::run_dir::RunDir;
 
-use crate::cli::PlanArguments;
+use crate::cli::{PlanArguments, RecipeArguments};
 use crate::forecast::{Forecast, Layout, Pace};
 use crate::project::Project;
 use crate::slurm::Allocation;
@@ -47,7 +47,11 @@ fn load(arguments: &PlanArguments) -> anyhow::Result<(Project, Layout)> {
         let (key, problem) = ("cluster.processes".to_owned(), "must be at least 1 (-n)".to_owned());
         return Err(ConfigError::Invalid { key, problem }.into());
     }
-    let mut project = Project::load_for(&recipe, Some(1))?;
+    // A number of processes that the recipe would refuse is put in afterwards.
+    let asked = RecipeArguments { processes: Some(processes), ..recipe.clone() };
+    let is_sound = |arguments: &RecipeArguments| Project::recipe(arguments, Some(1)).is_ok();
+    let first = if !is_sound(&asked) && is_sound(&recipe) { &recipe } else { &asked };
+    let mut project = Project::load_for(first, Some(1))?;
     project.recipe.cluster.processes = processes;
     project.recipe.cluster.hosts.clear();
     project.recipe.slurm.nodes = nodes;
