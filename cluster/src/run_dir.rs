@@ -137,6 +137,11 @@ impl RunDir {
         self.0.join("history.jsonl")
     }
 
+    /// How the last `bam run` ended; not there while one works, and after one that was killed.
+    pub fn ending(&self) -> PathBuf {
+        self.0.join("ending.json")
+    }
+
     /// Everything of the batch jobs.
     pub fn slurm(&self) -> PathBuf {
         self.0.join("slurm")

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::fetch::GLUE_URL;
+use crate::supervise::Verbosity;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +26,7 @@ Examples:
   bam submit configs/demo.yaml -n 2 -o slurm.time=8:00:00
                                           the same as batch jobs of Slurm (--dry-run shows the scripts)
   bam status runs/demo                    queued, running, done? how far?
+  bam watch runs/demo                     the same, live, until the run ends
   bam doctor -n 2                         programs, ranks, machine, files, Slurm: will it work here?
   bam fetch glue && bam fetch model bert-base-uncased
                                           what a run of GLUE needs, on a machine with internet
@@ -59,8 +61,8 @@ pub struct Cli {
 pub enum Command {
     /// Do everything that a recipe asks for, continuing where an earlier run stopped
     Run(RunArguments),
-    /// Show what would run: stages, steps, sampling, schedules, sizes
-    Plan(RecipeArguments),
+    /// Show what would run and what it takes: stages, steps, schedules, memory, disk, time; here or on a cluster elsewhere
+    Plan(PlanArguments),
     /// Show the results of a run again
     Report(ReportArguments),
     /// Ask the last models of a run about whole splits (train first what is not trained yet)
@@ -74,7 +76,9 @@ pub enum Command {
     /// Do everything that a recipe asks for in batch jobs of Slurm, which go on by themselves when their time is up
     Submit(SubmitArguments),
     /// Say how far a run is, and what becomes of its batch jobs
-    Status(RunDirArguments),
+    Status(StatusArguments),
+    /// Look on while a run gets on, from any terminal that sees its directory, until it ends
+    Watch(RunDirArguments),
     /// Stop a run's batch jobs at a checkpoint, and take those that wait out of the queue
     Cancel(RunDirArguments),
     /// Look at everything that a run needs on this machine, and say what to do about what is wrong
@@ -153,6 +157,30 @@ pub struct DoctorArguments {
     pub json: bool,
 }
 
+/// `bam plan`.
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// What to plan.
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// Plan for so many hosts, wherever they are
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub nodes: Option<usize>,
+    /// Plan for so many GPUs in each host, with a process for each
+    #[arg(long, value_name = "N", requires = "nodes", value_parser = at_least_one)]
+    pub gpus_per_node: Option<usize>,
+    /// Estimate time from so many training examples a second of one process [default: what steps of this run, or of another
+    /// one beside it with the same encoder, have taken; or the recipe's slurm.samples_per_second]
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
+    pub samples_per_second: Option<f64>,
+    /// Where the run is or will be [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Print JSON instead of tables (docs/json.md)
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `bam run`.
 #[derive(Debug, Args)]
 pub struct RunArguments {
@@ -169,6 +197,31 @@ pub struct RunArguments {
     /// Let a rank fail once, for example student:kill:1:step-12 (as `bam rehearse` does)
     #[arg(long, value_name = "FAILURE", hide_short_help = true)]
     pub inject: Vec<Fault>,
+    /// How much is said.
+    #[command(flatten)]
+    pub verbosity: VerbosityArguments,
+}
+
+/// How much is said while something runs.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct VerbosityArguments {
+    /// Say nothing but warnings, errors and results
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Say also what goes into the logs of stages: commands, checkpoints
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub verbose: bool,
+}
+
+impl VerbosityArguments {
+    /// The level that they stand for.
+    pub fn chosen(self) -> Verbosity {
+        match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, true) => Verbosity::Verbose,
+            (false, false) => Verbosity::Normal,
+        }
+    }
 }
 
 /// `bam submit`.
@@ -188,7 +241,17 @@ pub struct SubmitArguments {
     pub dry_run: bool,
 }
 
-/// `bam status` and `bam cancel`.
+/// `bam status`.
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    /// The run's directory, for example runs/demo
+    pub run_dir: PathBuf,
+    /// Print JSON instead of lines for people (docs/json.md)
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `bam watch` and `bam cancel`.
 #[derive(Debug, Args)]
 pub struct RunDirArguments {
     /// The run's directory, for example runs/demo
@@ -216,7 +279,7 @@ pub struct PredictArguments {
     #[command(flatten)]
     pub run: RunArguments,
     /// Which splits: train, dev (with MNLI's mismatched one), test (with AX)
-    #[arg(long, value_name = "SPLIT", value_delimiter = ',', default_value = "test")]
+    #[arg(long, value_name = "SPLIT", value_delimiter = ',', default_value = "test", value_parser = ["train", "dev", "test"])]
     pub split: Vec<String>,
 }
 
@@ -273,6 +336,17 @@ pub enum ReportFormat {
     Latex,
     /// A page with curves, speed, restarts and provenance, complete in itself; it has the tests, too
     Html,
+}
+
+/// A whole number above 0.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "must be a whole number, at least 1".to_owned())
+}
+
+/// A number above 0.
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|n: &f64| *n > 0.0 && n.is_finite());
+    number.ok_or_else(|| "must be a number above 0".to_owned())
 }
 
 #[cfg(test)]

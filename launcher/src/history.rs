@@ -10,6 +10,7 @@ use bam_cluster::run_dir::RunDir;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::host_name;
+use crate::numbers::count;
 use crate::progress::Kept;
 use crate::slurm::{Allocation, Submission};
 
@@ -80,10 +81,6 @@ pub enum HistoryError {
         /// Why.
         source: io::Error,
     },
-}
-
-fn count(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
 impl History {

@@ -8,10 +8,13 @@ mod command_log;
 mod conduct;
 mod descriptors;
 mod doctor;
+mod ending;
 mod failure;
 mod fetch;
+mod forecast;
 mod history;
 mod model_card;
+mod numbers;
 mod progress;
 mod project;
 mod recipe_draft;
@@ -55,6 +58,7 @@ fn run() -> anyhow::Result<u8> {
         Command::Rehearse(arguments) => command::rehearse::run(&arguments),
         Command::Submit(arguments) => command::submit::run(&arguments),
         Command::Status(arguments) => command::status::run(&arguments),
+        Command::Watch(arguments) => command::watch::run(&arguments),
         Command::Cancel(arguments) => command::cancel::run(&arguments),
         Command::Doctor(arguments) => command::doctor::run(&arguments),
         Command::Completions(arguments) => command::manual::completions(&arguments),

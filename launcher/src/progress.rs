@@ -6,7 +6,9 @@ use std::path::Path;
 
 use bam_cluster::checkpoint;
 use bam_cluster::plan::{Plan, StageWork};
+use bam_cluster::protocol::StepReport;
 use bam_cluster::run_dir::RunDir;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Long enough for the last line of `metrics.jsonl`, of however many tasks.
@@ -29,6 +31,23 @@ pub struct StageProgress {
     pub checkpoint: Option<u64>,
     /// What a step took lately, in seconds: the median of the last ones.
     pub step_seconds: Option<f64>,
+    /// What its newest step was like.
+    pub latest: Option<Latest>,
+}
+
+/// A step, as far as people look at it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Latest {
+    /// Loss of the global batch.
+    pub loss: f64,
+    /// Weight of the gold labels.
+    pub lambda: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Training examples a second.
+    pub samples_per_second: f64,
+    /// Model FLOPs utilisation.
+    pub utilisation: f64,
 }
 
 impl StageProgress {
@@ -55,7 +74,7 @@ pub fn stages(run: &RunDir, plan: &Plan) -> Vec<StageProgress> {
             StageWork::Train(train) => Some(train.schedule.total_steps),
             _ => None,
         };
-        let lines = total.and_then(|_| last_lines(&run.metrics(&stage.name)).ok()).unwrap_or_default();
+        let lines: Vec<Line> = total.and_then(|_| last_lines(&run.metrics(&stage.name)).ok()).unwrap_or_default();
         StageProgress {
             name: stage.name.clone(),
             is_begun: run.inputs(&stage.name).exists(),
@@ -63,6 +82,7 @@ pub fn stages(run: &RunDir, plan: &Plan) -> Vec<StageProgress> {
             step: last_step(&lines).map_or(0, |step| step + 1),
             total,
             step_seconds: median_seconds(&lines),
+            latest: total.and_then(|_| latest(&run.metrics(&stage.name))),
             checkpoint: total.and_then(|_| checkpoint::newest_step(&run.checkpoints(&stage.name))),
         }
     };
@@ -75,6 +95,12 @@ pub fn kept(stages: &[StageProgress]) -> Kept {
         stages: stages.iter().filter(|stage| stage.is_done).count(),
         steps: stages.iter().filter(|stage| !stage.is_done).filter_map(|stage| stage.checkpoint).sum(),
     }
+}
+
+fn latest(path: &Path) -> Option<Latest> {
+    let StepReport { loss, lambda, learning_rate, examples, seconds, utilisation, .. } = recent_steps(path).pop()?;
+    let samples_per_second = examples as f64 / seconds;
+    Some(Latest { loss, lambda, learning_rate, samples_per_second, utilisation })
 }
 
 fn median_seconds(lines: &[Line]) -> Option<f64> {
@@ -94,8 +120,15 @@ fn last_step(newest_first: &[Line]) -> Option<u64> {
     newest_first.first().map(|line| line.step)
 }
 
+/// The last steps that `metrics.jsonl` has, the oldest first; none if there is no such file.
+pub fn recent_steps(path: &Path) -> Vec<StepReport> {
+    let mut steps: Vec<StepReport> = last_lines(path).unwrap_or_default();
+    steps.reverse();
+    steps
+}
+
 /// The last whole lines of `metrics.jsonl`, the newest first.
-fn last_lines(path: &Path) -> io::Result<Vec<Line>> {
+fn last_lines<T: DeserializeOwned>(path: &Path) -> io::Result<Vec<T>> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
@@ -113,7 +146,7 @@ mod tests {
     fn the_last_whole_line_counts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        assert!(last_lines(&path).is_err());
+        assert!(last_lines::<Line>(&path).is_err());
         for (text, step) in [
             ("", None),
             ("{\"step\":0,\"loss\":1}\n{\"step\":7,\"loss\":1}\n", Some(7)),
@@ -137,6 +170,7 @@ mod tests {
             total: Some(100),
             checkpoint,
             step_seconds: None,
+            latest: None,
         };
         let all = [stage(true, Some(100)), stage(false, Some(40)), stage(false, Some(30)), stage(false, None)];
         assert_eq!(kept(&all), Kept { stages: 1, steps: 70 });

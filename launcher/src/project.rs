@@ -18,6 +18,7 @@ use bam_cluster::task::{self, Count, DataError, Selection, Sizes, Task};
 use bam_cluster::teacher::TaskModel;
 
 use crate::cli::RecipeArguments;
+use crate::forecast::Lengths;
 use crate::shell::quoted;
 use crate::slurm::Allocation;
 
@@ -30,6 +31,8 @@ pub struct Project {
     pub encoder: Encoder,
     /// The tasks, in the recipe's order.
     pub tasks: Vec<Task>,
+    /// About how long each task's examples are.
+    pub lengths: Vec<Lengths>,
     /// SHA-256 of each task's files.
     pub sources: Vec<String>,
     /// SHA-256 of the file of each further split that is to be predicted, by task and split.
@@ -59,11 +62,12 @@ impl Project {
         let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)
             .map_err(|error| with_advice(error, &recipe.model.path, &arguments.config))?;
         let tasks = recipe.tasks();
-        let (mut sizes, mut sources, mut warnings) = (vec![], vec![], vec![]);
+        let (mut sizes, mut lengths, mut sources, mut warnings) = (vec![], vec![], vec![], vec![]);
         let mut further = BTreeMap::new();
         for (task, examples) in tasks.iter().zip(count_all(&tasks, &recipe.data.selection())) {
             let examples = examples?;
             let splits = further_splits(&recipe, task, &mut warnings)?;
+            lengths.push(Lengths::of(task, &examples, recipe.model.max_length));
             sizes.push(TaskSize {
                 task: task.name.clone(),
                 train: examples.train,
@@ -82,7 +86,7 @@ impl Project {
             }
         }
         let plan = Plan::derive(&recipe, &sizes);
-        Ok(Project { recipe, encoder, tasks, sources, further, plan, warnings })
+        Ok(Project { recipe, encoder, tasks, lengths, sources, further, plan, warnings })
     }
 
     /// The recipe alone.

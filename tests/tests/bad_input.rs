@@ -69,7 +69,7 @@ fn overrides_are_checked_as_strictly() {
     let place = wrong(|_| {});
     for (text, parts) in [
         ("train.multi.epochs", vec!["-o train.multi.epochs", "KEY=VALUE"]),
-        ("train.multi.epoch=2", vec!["unknown field `epoch`", "did you mean 'epochs'?"]),
+        ("train.multi.epoch=2", vec!["-o train.multi.epoch=2: ", "unknown field `epoch`", "did you mean 'epochs'?"]),
         ("train.multi.epochs=many", vec!["train.multi.epochs", "many"]),
         ("train.multi.epochs=0", vec!["train.multi.epochs", "at least 1"]),
         ("data.tasks.5=rte", vec!["data.tasks.5=rte", "not an entry of a list of 2"]),
@@ -99,6 +99,16 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
     }
     place.bam(["run", "nowhere.yaml"]).finish().expect_error(2, &["nowhere.yaml", "give the path of a recipe"]);
     place.bam(["plan", "nowhere.yaml"]).finish().expect_error(2, &["nowhere.yaml"]);
+    place.bam(["trian", "recipe.yaml"]).finish().expect_error(2, &["unrecognized subcommand 'trian'"]);
+    place.bam(["statsu", "runs/tiny"]).finish().expect_error(2, &["a similar subcommand exists: 'status'"]);
+    place.bam(["plan", "recipe.yml"]).finish().expect_error(2, &["did you mean recipe.yaml?"]);
+    let stages = ["run", "recipe.yaml", "--stages", "techer-cola"];
+    place.bam(stages).finish().expect_error(2, &["no stage 'techer-cola'", "did you mean 'teacher-cola'?"]);
+    let split = ["predict", "recipe.yaml", "--split", "tset"];
+    place.bam(split).finish().expect_error(2, &["invalid value 'tset'", "a similar value exists: 'test'"]);
+    place.bam(["plan", "recipe.yaml", "--gpus-per-node", "8"]).finish().expect_error(2, &["--nodes"]);
+    let teacher = ["plan", "recipe.yaml", "-o", "distill.teachers={CoLA: encoder}"];
+    place.bam(teacher).finish().expect_error(2, &["is no task of this recipe (cola, stsb); did you mean 'cola'?"]);
     place.bam(["report", "own"]).finish().expect_error(2, &["own", "not the directory of a run"]);
 }
 
@@ -226,7 +236,7 @@ fn damaged(name: &str, file: &str, remove: &[&str], parts: &[&str]) {
     flip(&run.at(file));
     let directory = format!("runs/{name}");
     let arguments = ["run", "recipe.yaml", "--run-dir", &directory];
-    let kept = || Snapshot::of(run.path()).without(&["logs", "lock", "incarnation", "stages/student"]);
+    let kept = || Snapshot::of(run.path()).without(&["logs", "lock", "incarnation", "ending.json", "stages/student"]);
     let before = kept();
     let advice = place.bam(arguments).finish().expect_error(3, &[&[file, "damaged", "run"], parts].concat());
     before.assert_same(&kept());

@@ -48,6 +48,37 @@ fn a_plan_has_stages_tasks_and_step_counts_and_leaves_no_trace() {
     assert!(!mark.exists());
 }
 
+#[test]
+fn a_cluster_elsewhere_is_rehearsed_with_what_it_would_refuse() {
+    let place = Workplace::new();
+    place.recipe("recipe.yaml", &Recipe::of(&["cola", "stsb"]));
+    let plan = |arguments: &[&str], code| {
+        let bam = place.bam(["plan", "recipe.yaml", "--nodes", "2", "--gpus-per-node", "4"]);
+        arguments.iter().fold(bam, |bam, a| bam.arg(a)).expect(code)
+    };
+    let done = plan(&[], 0);
+    for words in
+        ["processes 8 on 2 nodes with 4 GPUs each", "teacher-cola, 1 more", "teacher [0–1]   prepare", "time  unknown"]
+    {
+        assert!(done.stdout.contains(words), "'{words}' is not in {done}");
+    }
+    // 240 examples, 3 epochs, on 8 processes.
+    let done = plan(&["--samples-per-second", "10"], 0);
+    assert!(done.stdout.contains("~18 s"), "{done}");
+    let done = plan(&["--json", "-n", "48"], 2);
+    let json: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    let problem = json["problems"][0].as_str().unwrap();
+    assert!(problem.contains("'teacher-cola' and 1 more: a batch of 16 examples cannot be shared by 48"), "{problem}");
+    assert_eq!((&json["layout"]["nodes"], &json["trainings"][0]["share"]["most"]), (&2.into(), &1.into()));
+    // With fewer processes for each teacher, all is well; the recipe itself says 2 processes.
+    plan(&["-n", "16", "-o", "cluster.single_processes=8"], 0);
+    let training = &json["stages"][1]["training"];
+    assert_eq!((&training["steps"], &training["draws"][0]["epochs"]), (&30.into(), &2.0.into()), "{training}");
+    assert!(json["disk"]["checkpoints"].as_f64().unwrap() > json["disk"]["models"].as_f64().unwrap());
+    let fixed = plan(&["-o", "reproducible=world-size", "-o", "virtual_shards=4"], 2);
+    assert!(fixed.stdout.contains("PROBLEM: reproducible: world-size allows at most 4 processes"), "{fixed}");
+}
+
 /// With a small encoder and small files: the recipes' own are not here.
 #[test]
 fn every_recipe_for_glue_passes() {

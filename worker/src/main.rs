@@ -1,6 +1,6 @@
 //! `bam-worker`: one rank of one stage. `bam` starts it through MPI; nobody starts it by hand.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use bam_cluster::checkpoint::CheckpointError;
@@ -37,6 +37,9 @@ struct Args {
     /// Find out who is there and print it (as `bam doctor` asks)
     #[arg(long, conflicts_with_all = ["run", "stage"])]
     probe: bool,
+    /// With --probe: a file to look for.
+    #[arg(long, requires = "probe")]
+    token: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -46,15 +49,15 @@ fn main() -> ExitCode {
     let _ = shim::cuda();
     match (args.run, args.stage) {
         (Some(run), Some(stage)) => work(RunDir::new(run), &stage),
-        _ => look_around(),
+        _ => look_around(args.token.as_deref()),
     }
 }
 
 /// What `bam doctor` asks.
-fn look_around() -> ExitCode {
+fn look_around(token: Option<&Path>) -> ExitCode {
     let Some((world, _universe)) = MpiWorld::join(Activity::default()) else { return refuse(NO_THREADS) };
     tch::set_num_threads(1);
-    let found = probe::probe(&world).and_then(|found| Ok(serde_json::to_string(&found)?));
+    let found = probe::probe(&world, token).and_then(|found| Ok(serde_json::to_string(&found)?));
     match found {
         Ok(text) if world.rank() == 0 => println!("{text}"),
         Ok(_) => {}

@@ -80,6 +80,17 @@ fn load_cuda() -> Result<(), TorchError> {
     }
 }
 
+/// A function of CUDA's runtime, which libtorch has loaded already if there are GPUs; none if it cannot be found.
+fn of_cudart<F: Copy>(symbol: &[u8]) -> Option<F> {
+    // SAFETY: CUDA's runtime, whose initialisers are those of a library that is meant to be loaded at run time.
+    let library = unsafe { Library::open(Some("libcudart.so.13"), RTLD_NOW) }.ok()?;
+    // SAFETY: callers say the type that CUDA's header gives the symbol.
+    let function = *unsafe { library.get::<F>(symbol) }.ok()?;
+    // The function must not outlive the library.
+    std::mem::forget(library);
+    Some(function)
+}
+
 /// The compute capability, times ten, of the oldest of the GPUs 0 to `gpus`; none if there are none, or it cannot be known.
 pub fn least_capability(gpus: usize) -> Option<i64> {
     type GetAttribute = unsafe extern "C" fn(value: *mut i32, attribute: i32, device: i32) -> i32;
@@ -88,17 +99,28 @@ pub fn least_capability(gpus: usize) -> Option<i64> {
     if gpus == 0 {
         return None;
     }
-    // SAFETY: CUDA's runtime, which libtorch has loaded already if there are GPUs.
-    let library = unsafe { Library::open(Some("libcudart.so.13"), RTLD_NOW) }.ok()?;
-    // SAFETY: `cudaError_t cudaDeviceGetAttribute(int *, cudaDeviceAttr, int)`, whose enumerations are ints.
-    let get = unsafe { library.get::<GetAttribute>(b"cudaDeviceGetAttribute\0") }.ok()?;
+    let get = of_cudart::<GetAttribute>(b"cudaDeviceGetAttribute\0")?;
     let attribute = |attribute: i32, device: i32| {
         let mut value = 0;
-        // SAFETY: there is room for the value; the function refuses what it does not know.
+        // SAFETY: `cudaError_t cudaDeviceGetAttribute(int *, cudaDeviceAttr, int)`, whose enumerations are ints. There is room for
+        // the value; the function refuses what it does not know.
         (unsafe { get(&mut value, attribute, device) } == 0).then_some(i64::from(value))
     };
     let of = |device: i32| Some(10 * attribute(MAJOR, device)? + attribute(MINOR, device)?);
     (0..gpus as i32).map(of).min().flatten()
+}
+
+/// Where on the PCI bus a GPU is, as in `0000:1B:00.0`; none if it cannot be known.
+pub fn pci_bus_id(device: usize) -> Option<String> {
+    type GetBusId = unsafe extern "C" fn(text: *mut c_char, length: i32, device: i32) -> i32;
+    let get = of_cudart::<GetBusId>(b"cudaDeviceGetPCIBusId\0")?;
+    let mut text = [0; 32];
+    // SAFETY: `cudaError_t cudaDeviceGetPCIBusId(char *, int, int)` writes no more than that, with a 0 at the end.
+    if unsafe { get(text.as_mut_ptr(), text.len() as i32, device as i32) } != 0 {
+        return None;
+    }
+    // SAFETY: the text is there now, and ends with a 0.
+    Some(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
 }
 
 /// The gradients of a LayerNorm's input, weight and bias: `gradient` and `input` are [rows, width], `mean` and `inverse`

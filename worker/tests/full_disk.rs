@@ -222,6 +222,7 @@ fn metrics() {
         phases: Default::default(),
         bytes_reduced: 0,
         utilisation: 0.5,
+        device_memory: None,
     };
     let steps = || -> Vec<u64> {
         let text = fs::read_to_string(&path).unwrap();

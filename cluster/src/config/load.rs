@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_norway::{Mapping, Value};
 
-use super::error::{ConfigError, hint};
+use super::error::{ConfigError, hint, nearest, plain};
 use super::schema::Recipe;
 use super::task_entry::TaskEntry;
 use super::validate::validate;
@@ -22,7 +22,7 @@ impl std::str::FromStr for Override {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let wrong = |problem: String| ConfigError::Override { text: text.to_owned(), problem };
+        let wrong = |problem: String| ConfigError::Override { text: text.to_owned(), problem, hint: None };
         let (path, value) = text
             .split_once('=')
             .ok_or_else(|| wrong("expected KEY=VALUE, for example train.multi.batch_size=64".to_owned()))?;
@@ -53,7 +53,7 @@ pub fn load_with_defaults(path: &Path, overrides: &[Override], defaults: &[Overr
     let text = read(path)?;
     let malformed = |e: serde_norway::Error| {
         let message = e.to_string();
-        ConfigError::Malformed { path: path.to_owned(), hint: hint(&message), message }
+        ConfigError::Malformed { path: path.to_owned(), hint: hint(&message), message: plain(&message) }
     };
     let mut tree: Value = serde_norway::from_str(&text).map_err(malformed)?;
     for change in overrides {
@@ -69,8 +69,12 @@ pub fn load_with_defaults(path: &Path, overrides: &[Override], defaults: &[Overr
         // The text itself, read again, tells line and column, unless it is an override that is wrong.
         Err(in_tree) => {
             serde_norway::from_str::<Recipe>(&text).map_err(malformed)?;
-            let message = format!("with the overrides given: {in_tree}");
-            return Err(ConfigError::Malformed { path: path.to_owned(), hint: hint(&message), message });
+            let message = in_tree.to_string();
+            let (hint, plain) = (hint(&message), plain(&message));
+            return Err(match guilty(&text, overrides) {
+                Some(change) => ConfigError::Override { text: change.text.clone(), hint, problem: plain },
+                None => ConfigError::Malformed { path: path.to_owned(), hint, message: plain },
+            });
         }
     };
     make_paths_absolute(&mut recipe, path.parent().unwrap_or(Path::new("")));
@@ -86,8 +90,41 @@ pub fn load_resolved(path: &Path) -> Result<Recipe, ConfigError> {
     load(path, &[])
 }
 
+/// The first change that makes no recipe of a text that is one.
+fn guilty<'a>(text: &str, overrides: &'a [Override]) -> Option<&'a Override> {
+    let mut tree: Value = serde_norway::from_str(text).ok()?;
+    overrides
+        .iter()
+        .find(|change| apply(&mut tree, change).is_err() || serde_norway::from_value::<Recipe>(tree.clone()).is_err())
+}
+
 fn read(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
+    std::fs::read_to_string(path).map_err(|source| {
+        let remedy = instead(path);
+        ConfigError::Unreadable { path: path.to_owned(), source, remedy }
+    })
+}
+
+/// What to give instead of a path that is no recipe.
+fn instead(path: &Path) -> String {
+    if path.join("plan.json").exists() {
+        return "this is the directory of a run: give the recipe that it was begun with, or look at it with bam status"
+            .to_owned();
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let there = std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let recipes: Vec<String> = there.filter(|name| name.ends_with(".yaml") || name.ends_with(".yml")).collect();
+    // Endings, which all have alike, make no two names alike.
+    let stem = |name: &str| Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let stems: Vec<String> = recipes.iter().map(|name| stem(name)).collect();
+    let near = nearest(&stem(&path.to_string_lossy()), stems.iter().map(String::as_str));
+    match recipes.iter().find(|name| near.as_ref().is_some_and(|near| stem(name) == *near)) {
+        Some(near) => format!("did you mean {}?", path.with_file_name(near).display()),
+        None => "give the path of a recipe, for example configs/demo.yaml".to_owned(),
+    }
 }
 
 /// Whether the tree has a value there.
@@ -97,7 +134,7 @@ fn is_said(tree: &Value, keys: &[String]) -> bool {
 
 /// Sets one value in the tree, making the mappings on the way where they are missing.
 fn apply(tree: &mut Value, change: &Override) -> Result<(), ConfigError> {
-    let wrong = |problem: String| ConfigError::Override { text: change.text.clone(), problem };
+    let wrong = |problem: String| ConfigError::Override { text: change.text.clone(), problem, hint: None };
     let mut node = tree;
     for key in &change.keys {
         if node.is_null() {
@@ -260,6 +297,18 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_is_no_recipe_is_answered_with_the_nearest_one() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("demo.yaml"), SMALL).unwrap();
+        let message = |name: &str| load(&dir.path().join(name), &[]).unwrap_err().to_string();
+        assert!(message("demo.yml").ends_with("demo.yaml?"), "{}", message("demo.yml"));
+        assert!(message("nothing").contains("give the path of a recipe"), "{}", message("nothing"));
+        std::fs::create_dir(dir.path().join("run")).unwrap();
+        std::fs::write(dir.path().join("run/plan.json"), "{}").unwrap();
+        assert!(message("run").contains("the recipe that it was begun with"), "{}", message("run"));
+    }
+
+    #[test]
     fn a_misspelt_key_is_refused_with_line_column_and_nearest_name() {
         let m = message("name: x\nmodel: { path: m }\ndata: { tasks: [cola] }\ntrain:\n  multi:\n    epoch: 3\n", &[]);
         for part in ["unknown field `epoch`", "line 6 column 5", "did you mean 'epochs'?"] {
@@ -274,6 +323,8 @@ mod tests {
     fn overrides_are_checked_as_strictly() {
         assert!(message(SMALL, &["train.multi.epoch=3"]).contains("did you mean 'epochs'?"));
         assert!(message(SMALL, &["train.multi.epochs=many"]).contains("train.multi.epochs"));
+        let m = message(SMALL, &["seed=2", "train.multi.epoch=3", "trials=2"]);
+        assert!(m.starts_with("-o train.multi.epoch=3: ") && m.contains("unknown field `epoch`"), "{m}");
         assert!(message(SMALL, &["epochs"]).contains("expected KEY=VALUE"));
         let m = message(SMALL, &["cluster.launcher=srun", "cluster.hosts=[n1]"]);
         assert!(m.contains("cluster.hosts") && m.contains("on the nodes of its job"), "{m}");

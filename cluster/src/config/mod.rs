@@ -10,7 +10,7 @@ mod task_entry;
 mod train;
 mod validate;
 
-pub use error::ConfigError;
+pub use error::{ConfigError, nearest};
 pub use given_teacher::{GivenTeacher, GivenTeachers};
 pub use json_schema::json_schema;
 pub use load::{Override, load, load_resolved, load_with_defaults};

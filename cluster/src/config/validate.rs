@@ -235,16 +235,18 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
             let known: Vec<&str> = recipe.data.tasks.iter().map(TaskEntry::name).chain(["default"]).collect();
             for (task, f) in factors {
                 let key = at(&format!("layerwise_decay.{task}"));
-                require(
-                    known.contains(&task.as_str()),
-                    &key,
-                    &format!("is no task of this recipe ({})", known.join(", ")),
-                )?;
+                check_known(task, &key, &known)?;
                 require(factor_is_sound(*f), &key, "must be above 0 and at most 1")?;
             }
             Ok(())
         }
     }
+}
+
+/// A task that a setting is for has to be one of the recipe's.
+fn check_known(task: &str, key: &str, known: &[&str]) -> Checked {
+    let hint = nearest(task, known.iter().copied()).map(|near| format!("; did you mean '{near}'?")).unwrap_or_default();
+    require(known.contains(&task), key, &format!("is no task of this recipe ({}){hint}", known.join(", ")))
 }
 
 /// Refuses what would fill the memory before the first stage starts; most likely a slip of the finger.
@@ -266,7 +268,7 @@ fn check_distill(recipe: &Recipe) -> Checked {
     let known: Vec<&str> = recipe.data.tasks.iter().map(TaskEntry::name).collect();
     for (task, given) in &recipe.distill.teachers {
         let key = format!("distill.teachers.{task}");
-        require(known.contains(&task.as_str()), &key, &format!("is no task of this recipe ({})", known.join(", ")))?;
+        check_known(task, &key, &known)?;
         require(!given.0.is_empty(), &key, "name at least one directory, or leave the task out")?;
         require(recipe.mode.teachers().is_some(), &key, "mode 'single' and 'multi' have no teachers")?;
     }

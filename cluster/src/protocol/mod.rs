@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 
-pub use probe::Probe;
+pub use probe::{Devices, Probe};
 pub use reach::Reach;
 pub use secret::Secret;
 
@@ -273,6 +273,7 @@ mod tests {
             phases: Phases::default(),
             bytes_reduced: 0,
             utilisation: 0.0,
+            device_memory: Some(0),
         };
         let documented = include_str!("../../../docs/metrics.md");
         let line = serde_json::to_value(report).unwrap();

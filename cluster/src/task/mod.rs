@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use glue::{NAMES as GLUE_NAMES, SUBMISSION, SubmissionFile, glue_task};
-pub use read::{Count, DataError, Example, Table, count_split, count_table, read_split, read_table};
+pub use read::{Count, DataError, Example, Table, TextSize, count_split, count_table, read_split, read_table};
 pub use split::{Examples, Selection, Sizes, count_examples, read_examples};
 
 /// A task to learn: what its head puts out, how it is judged, where its examples are.

@@ -125,8 +125,27 @@ pub struct Count {
     pub examples: usize,
     /// Rows left out because they lack a column.
     pub skipped: u64,
+    /// How long the examples' texts are.
+    pub text: TextSize,
     /// SHA-256 of the file.
     pub sha256: String,
+}
+
+/// How long the texts of examples are, in bytes; both texts of a pair count together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TextSize {
+    /// Of all examples.
+    pub total: u64,
+    /// Of the longest example.
+    pub longest: usize,
+}
+
+impl TextSize {
+    fn add(&mut self, row: &Row) {
+        let bytes = row.text.len() + row.text_b.map_or(0, str::len);
+        self.total += bytes as u64;
+        self.longest = self.longest.max(bytes);
+    }
 }
 
 /// Reads all examples of the training or dev file of `task`.
@@ -183,7 +202,8 @@ struct Row<'a> {
 fn scan(task: &Task, path: &Path, layout: &Layout, mut visit: impl FnMut(Row)) -> Result<Count, DataError> {
     let unreadable = |source| DataError::Unreadable { task: task.name.clone(), path: path.to_owned(), source };
     let mut chunks = Chunks { file: File::open(path).map_err(unreadable)?, rest: vec![] };
-    let mut rows = Rows { task, path, layout, positions: None, lines: 0, examples: 0, skipped: 0 };
+    let mut rows =
+        Rows { task, path, layout, positions: None, lines: 0, examples: 0, skipped: 0, text: TextSize::default() };
     let sha256 = thread::scope(|scope| {
         let (sender, read) = mpsc::sync_channel::<Arc<Vec<u8>>>(CHUNKS_AHEAD);
         let hash = move || digest::of_parts(read.iter());
@@ -200,7 +220,7 @@ fn scan(task: &Task, path: &Path, layout: &Layout, mut visit: impl FnMut(Row)) -
     if rows.examples == 0 {
         return Err(DataError::Empty { task: task.name.clone(), path: path.to_owned(), needed: 1 });
     }
-    Ok(Count { examples: rows.examples, skipped: rows.skipped, sha256 })
+    Ok(Count { examples: rows.examples, skipped: rows.skipped, text: rows.text, sha256 })
 }
 
 /// A file in pieces that end with a line, so that memory is needed for a few of them alone.
@@ -238,6 +258,7 @@ struct Rows<'a> {
     lines: usize,
     examples: usize,
     skipped: u64,
+    text: TextSize,
 }
 
 impl Rows<'_> {
@@ -275,6 +296,7 @@ impl Rows<'_> {
             match row.map_err(|fault| fault.at(self.task, self.path, self.lines))? {
                 Some(row) => {
                     self.examples += 1;
+                    self.text.add(&row);
                     visit(row);
                 }
                 None => self.skipped += 1,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{DataError, Dev, Example, Table, Task, count_table, read_table};
+use super::{DataError, Dev, Example, Table, Task, TextSize, count_table, read_table};
 use crate::digest;
 use crate::plan::shuffled;
 
@@ -74,6 +74,10 @@ pub struct Sizes {
     pub dev: usize,
     /// Rows left out of the train and dev files because they lack a column.
     pub skipped: [u64; 2],
+    /// Mean length of the training file's texts, in bytes.
+    pub mean_bytes: usize,
+    /// Length of the longest of them, in bytes.
+    pub longest_bytes: usize,
     /// SHA-256 of the files (or file).
     pub source_sha256: String,
 }
@@ -84,6 +88,8 @@ pub struct Sizes {
 /// As for [`read_examples`].
 pub fn count_examples(task: &Task, selection: &Selection) -> Result<Sizes, DataError> {
     let of_train = count_table(task, &task.source.train)?;
+    let TextSize { total, longest } = of_train.text;
+    let mean_bytes = (total as usize).div_ceil(of_train.examples.max(1));
     let (mut train, mut dev, skipped, source_sha256) = match &task.source.dev {
         Dev::File(path) => {
             let of_dev = count_table(task, path)?;
@@ -102,7 +108,7 @@ pub fn count_examples(task: &Task, selection: &Selection) -> Result<Sizes, DataE
     if selection.double_unordered && task.unordered && task.source.layout.text_b.is_some() {
         train *= 2;
     }
-    Ok(Sizes { train, dev, skipped, source_sha256 })
+    Ok(Sizes { train, dev, skipped, mean_bytes, longest_bytes: longest, source_sha256 })
 }
 
 /// The sum of a task that has two files.

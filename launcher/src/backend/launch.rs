@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bam_cluster::config::ClusterSection;
 use bam_cluster::plan::Stage;
@@ -32,8 +32,8 @@ pub struct Launch {
 pub enum Duty<'a> {
     /// A stage of a run.
     Stage(&'a RunDir, &'a Stage),
-    /// To find out where they are.
-    Probe,
+    /// To find out where they are, and whether they see this file.
+    Probe(Option<&'a Path>),
 }
 
 /// Of what a start of ranks is made.
@@ -81,7 +81,7 @@ impl Start<'_> {
     pub(super) fn name(&self) -> &str {
         match self.duty {
             Duty::Stage(_, stage) => &stage.name,
-            Duty::Probe => "probe",
+            Duty::Probe(_) => "probe",
         }
     }
 
@@ -89,7 +89,7 @@ impl Start<'_> {
     pub fn ranks(&self) -> usize {
         match self.duty {
             Duty::Stage(_, stage) => self.cluster.ranks(stage.tasks_learnt()),
-            Duty::Probe => self.cluster.processes,
+            Duty::Probe(_) => self.cluster.processes,
         }
     }
 
@@ -109,7 +109,10 @@ impl Start<'_> {
                 let (run, stage) = (run.path().into(), stage.name.clone().into());
                 words.extend(["--run".into(), run, "--stage".into(), stage]);
             }
-            Duty::Probe => words.push("--probe".into()),
+            Duty::Probe(token) => {
+                words.push("--probe".into());
+                words.extend(token.into_iter().flat_map(|token| ["--token".into(), token.into()]));
+            }
         }
         words
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use anyhow::Context;
-use bam_cluster::config;
+use bam_cluster::config::{self, nearest};
 use bam_cluster::exit_code;
 use bam_cluster::files;
 use bam_cluster::plan::{ModelStage, Plan};
@@ -94,7 +94,11 @@ fn choose(run: &RunDir, plan: &Plan, asked: Option<&str>) -> Result<String, Expo
     let trained: Vec<(&str, ModelStage)> =
         plan.stages.iter().filter_map(|stage| Some((stage.name.as_str(), stage.model()?))).collect();
     let (found, problem) = match asked {
-        Some(name) => (trained.iter().find(|(n, _)| *n == name), format!("no stage '{name}' trains a model")),
+        Some(name) => {
+            let near = nearest(name, trained.iter().map(|(name, _)| *name));
+            let hint = near.map(|near| format!("; did you mean '{near}'?")).unwrap_or_default();
+            (trained.iter().find(|(n, _)| *n == name), format!("no stage '{name}' trains a model{hint}"))
+        }
         None => {
             let problem =
                 "no model of it has several tasks; those of one are in this form already (stages/STAGE/model)";

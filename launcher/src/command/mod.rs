@@ -19,6 +19,7 @@ pub mod schema;
 pub mod status;
 pub mod submission;
 pub mod submit;
+pub mod watch;
 
 /// The directory that was asked for, or `runs/NAME`; as it is called from everywhere.
 fn directory_or_default(asked: Option<&Path>, name: &str) -> anyhow::Result<PathBuf> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, ensure};
+use bam_cluster::config::nearest;
 use bam_cluster::exit_code;
 use bam_cluster::fault::Fault;
 use bam_cluster::files;
@@ -15,6 +16,7 @@ use crate::cli::{PredictArguments, RunArguments};
 use crate::command_log::CommandLine;
 use crate::conduct::Conductor;
 use crate::descriptors;
+use crate::ending::Ending;
 use crate::failure;
 use crate::history::{History, HistoryError};
 use crate::progress::{self, Kept, StageProgress};
@@ -53,16 +55,25 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     let faults = faults_of(arguments, &project)?;
     let history = job.map(|job| begin(job, &project, &share, &run)).transpose()?;
     let interrupts = listening.map_or_else(listen, Ok)?;
-    let conductor = Conductor::new(&project, programs, run, &lock, share.stages.clone(), interrupts.clone(), faults);
+    let (only, verbosity) = (share.stages.clone(), arguments.verbosity.chosen());
+    let conductor =
+        Conductor::new(&project, programs, run, &lock, only, interrupts.clone(), verbosity).with_faults(faults);
+    let run = conductor.run_dir();
+    let is_whole = share.stages.is_none();
+    if is_whole {
+        Ending::forget(run);
+    }
     let outcome = conductor.run(inputs);
-    if let Some(history) = history {
-        end(&history, &project, &share, conductor.run_dir(), &outcome, &interrupts)?;
-    }
-    match outcome? {
+    let noted = history.map(|history| end(&history, &project, &share, run, &outcome, &interrupts)).transpose();
+    let outcome = noted.map_err(Into::into).and(outcome).and_then(|stopped| match stopped {
         Some(exit_code) => Ok(exit_code),
-        None if share.has_report => report(&project, conductor.run_dir()),
+        None if share.has_report => report(&project, run),
         None => Ok(exit_code::DONE),
+    });
+    if is_whole {
+        Ending::note(run, &outcome);
     }
+    outcome
 }
 
 /// What of a run one start of bam does.
@@ -90,9 +101,11 @@ impl Share {
             } else if plan.stage(name).is_some() {
                 stages.insert(name.clone());
             } else {
-                let there_are = plan.stages.iter().map(|s| s.name.as_str()).chain([REPORT]);
-                let there_are = there_are.collect::<Vec<_>>().join(", ");
-                return Err(NoSuchStage { name: name.clone(), there_are });
+                return Err(NoSuchStage::new(
+                    "--stages",
+                    name,
+                    plan.stages.iter().map(|s| s.name.as_str()).chain([REPORT]),
+                ));
             }
         }
         Ok(share)
@@ -105,12 +118,23 @@ impl Share {
     }
 }
 
-/// `--stages` names a stage that the recipe does not have.
+/// The command line names a stage that the recipe does not have.
 #[derive(Debug, thiserror::Error)]
-#[error("--stages: there is no stage '{name}'; there are {there_are}")]
+#[error("{option}: there is no stage '{name}'; there are {there_are}{hint}")]
 pub struct NoSuchStage {
+    option: String,
     name: String,
     there_are: String,
+    hint: String,
+}
+
+impl NoSuchStage {
+    fn new<'a>(option: &str, name: &str, known: impl Iterator<Item = &'a str>) -> NoSuchStage {
+        let known: Vec<&str> = known.collect();
+        let hint = nearest(name, known.iter().copied()).map(|near| format!("\n  did you mean '{near}'?"));
+        let (option, name, there_are) = (option.to_owned(), name.to_owned(), known.join(", "));
+        NoSuchStage { option, name, there_are, hint: hint.unwrap_or_default() }
+    }
 }
 
 fn listen() -> anyhow::Result<Interrupts> {
@@ -158,7 +182,8 @@ fn end(
 fn faults_of(arguments: &RunArguments, project: &Project) -> anyhow::Result<Vec<Fault>> {
     for fault in &arguments.inject {
         let stage = project.plan.stage(&fault.stage);
-        let stage = stage.with_context(|| format!("--inject {fault}: there is no stage '{}'", fault.stage))?;
+        let names = || project.plan.stages.iter().map(|stage| stage.name.as_str());
+        let stage = stage.ok_or_else(|| NoSuchStage::new(&format!("--inject {fault}"), &fault.stage, names()))?;
         let ranks = project.recipe.cluster.ranks(stage.tasks_learnt());
         ensure!(fault.rank < ranks, "--inject {fault}: the stage has {ranks} ranks, numbered from 0");
     }

@@ -8,18 +8,21 @@ use bam_cluster::exit_code;
 use bam_cluster::files;
 use bam_cluster::plan::Plan;
 use bam_cluster::run_dir::RunDir;
+use serde::Serialize;
+use serde_json::{Value, json};
 
-use crate::cli::RunDirArguments;
+use crate::cli::StatusArguments;
+use crate::ending::Ending;
 use crate::failure;
 use crate::history::{self, Entry, Event};
+use crate::numbers::brief;
 use crate::progress::{self, StageProgress};
 use crate::report::{NotARun, plain_table};
 use crate::run_lock::{self, LockError};
 use crate::slurm::{ALL, Job, Phase, Slurm, Submission, SubmittedJob};
-use crate::supervise;
 
 /// Everything that is known of a run.
-struct Status {
+pub(super) struct Status {
     /// The jobs that were submitted last.
     submission: Option<Submission>,
     /// What Slurm says of each of them: nothing any more, or why it cannot be asked.
@@ -27,49 +30,159 @@ struct Status {
     /// Those who work in the directory.
     holders: Vec<String>,
     /// Each with whether somebody works on it; none before the first start.
-    stages: Option<Vec<(StageProgress, bool)>>,
+    pub(super) stages: Option<Vec<(StageProgress, bool)>>,
     /// The table is there.
     has_table: bool,
     /// Starts and ends in batch jobs.
     history: Vec<Entry>,
+    /// How the last start that is over has ended.
+    pub(super) ending: Option<Ending>,
+}
+
+/// What becomes of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum State {
+    /// Everything is there.
+    Done,
+    /// Somebody works on it.
+    Running,
+    /// A job of it is about to begin or to end.
+    Changing,
+    /// It waits in Slurm's queue.
+    Queued,
+    /// It has jobs, and Slurm cannot be asked about them.
+    Unknown,
+    /// Nobody works on it, and nothing waits.
+    Stopped,
 }
 
 /// Prints how far a run is.
-pub fn run(arguments: &RunDirArguments) -> anyhow::Result<u8> {
+pub fn run(arguments: &StatusArguments) -> anyhow::Result<u8> {
     let directory = std::path::absolute(&arguments.run_dir).context("cannot tell the current directory")?;
     let run = RunDir::new(directory);
-    let submission = Submission::read(&run).with_context(|| run.jobs().display().to_string())?;
-    let plan: Option<Plan> = files::read_json(&run.plan()).with_context(|| run.plan().display().to_string())?;
-    if submission.is_none() && plan.is_none() {
-        return Err(NotARun { directory: run.path().to_owned(), missing: "plan.json" }.into());
-    }
-    // Without Slurm the directory still says a lot.
-    let ask = |submission: &Submission, job| Slurm.jobs(&run, submission, job).map_err(|e| failure::text(&e.into()));
-    let answers = submission.iter().flat_map(|s| s.jobs.iter().map(|job| ask(s, job))).collect();
-    let at_work = |stage: StageProgress| {
-        let is_at_work = run_lock::is_held(&run, &stage.name)?;
-        Ok((stage, is_at_work))
+    let status = Status::of(&run)?;
+    let text = if arguments.json {
+        serde_json::to_string_pretty(&status.to_json(run.path()))? + "\n"
+    } else {
+        render(run.path(), &status)
     };
-    let stages =
-        plan.map(|plan| progress::stages(&run, &plan).into_iter().map(at_work).collect::<Result<_, LockError>>());
-    let status = Status {
-        submission,
-        answers,
-        holders: run_lock::holders(&run)?,
-        stages: stages.transpose()?,
-        has_table: run.report().exists(),
-        history: history::read(&run).with_context(|| run.history().display().to_string())?,
-    };
-    super::print(&render(run.path(), &status))?;
+    super::print(&text)?;
     Ok(exit_code::DONE)
+}
+
+impl Status {
+    /// Looks at a run, and asks Slurm.
+    ///
+    /// # Errors
+    /// It is no run, or its files cannot be read.
+    pub(super) fn of(run: &RunDir) -> anyhow::Result<Status> {
+        let not_a_run = || NotARun { directory: run.path().to_owned(), missing: "plan.json" };
+        if !run.path().is_dir() {
+            return Err(not_a_run().into());
+        }
+        let submission = Submission::read(run).with_context(|| run.jobs().display().to_string())?;
+        let plan: Option<Plan> = files::read_json(&run.plan()).with_context(|| run.plan().display().to_string())?;
+        if submission.is_none() && plan.is_none() {
+            return Err(not_a_run().into());
+        }
+        let mut status = Status {
+            submission,
+            answers: vec![],
+            holders: vec![],
+            stages: None,
+            has_table: false,
+            history: history::read(run).with_context(|| run.history().display().to_string())?,
+            ending: None,
+        };
+        status.ask_slurm(run);
+        status.look(run, plan.as_ref())?;
+        Ok(status)
+    }
+
+    /// Asks Slurm about the jobs. Without Slurm the directory still says a lot.
+    pub(super) fn ask_slurm(&mut self, run: &RunDir) {
+        let ask = |s: &Submission, job| Slurm.jobs(run, s, job).map_err(|e| failure::text(&e.into()));
+        self.answers = self.submission.iter().flat_map(|s| s.jobs.iter().map(|job| ask(s, job))).collect();
+    }
+
+    /// Looks at the directory alone.
+    pub(super) fn look(&mut self, run: &RunDir, plan: Option<&Plan>) -> Result<(), LockError> {
+        let at_work = |stage: StageProgress| {
+            let is_at_work = run_lock::is_held(run, &stage.name)?;
+            Ok((stage, is_at_work))
+        };
+        // Whoever has just ended has left nothing undone that is not seen below.
+        self.holders = run_lock::holders(run)?;
+        let stages = plan.map(|plan| progress::stages(run, plan).into_iter().map(at_work).collect::<Result<_, _>>());
+        self.stages = stages.transpose()?;
+        self.has_table = run.report().exists();
+        self.ending = Ending::read(run);
+        Ok(())
+    }
+
+    /// What becomes of it.
+    pub(super) fn state(&self) -> State {
+        let is_done = self.stages.as_ref().is_some_and(|stages| stages.iter().all(|(stage, _)| stage.is_done));
+        let is_any = |phase| self.answers.iter().flatten().flatten().any(|job| job.phase() == phase);
+        if is_done && self.has_table {
+            State::Done
+        } else if !self.holders.is_empty() {
+            State::Running
+        } else if is_any(Phase::Running) {
+            State::Changing
+        } else if is_any(Phase::Queued) {
+            State::Queued
+        } else if self.answers.iter().any(Result::is_err) {
+            State::Unknown
+        } else {
+            State::Stopped
+        }
+    }
+
+    /// A line for each job, or part of an array.
+    pub(super) fn job_lines(&self) -> String {
+        let jobs = self.submission.iter().flat_map(|submission| &submission.jobs);
+        jobs.zip(&self.answers).map(|(job, answer)| job_lines(job, answer)).collect()
+    }
+
+    /// What docs/json.md describes.
+    fn to_json(&self, directory: &Path) -> Value {
+        let stage = |(stage, is_at_work): &(StageProgress, bool)| {
+            json!({
+                "stage": stage.name,
+                "state": state_of(stage, *is_at_work).unwrap_or("waiting"),
+                "step": stage.total.map(|total| stage.step.min(total)),
+                "steps": stage.total,
+                "checkpoint": stage.checkpoint,
+                "step_seconds": stage.step_seconds,
+                "seconds_left": stage.left().filter(|_| *is_at_work && !stage.is_done),
+                "latest": stage.latest,
+            })
+        };
+        let jobs = self.submission.iter().flat_map(|submission| &submission.jobs).zip(&self.answers);
+        let jobs = jobs.map(|(job, answer)| {
+            let (known, error) = match answer {
+                Ok(known) => (Some(known), None),
+                Err(error) => (None, Some(error)),
+            };
+            json!({ "job": job.name, "id": job.id, "parts": known, "error": error })
+        });
+        json!({
+            "run": directory,
+            "state": self.state(),
+            "stages": self.stages.as_ref().map(|stages| stages.iter().map(stage).collect::<Vec<_>>()),
+            "has_table": self.has_table,
+            "at_work": self.holders,
+            "jobs": jobs.collect::<Vec<_>>(),
+            "ending": self.ending,
+        })
+    }
 }
 
 fn render(directory: &Path, status: &Status) -> String {
     let mut text = format!("run: {}\n", directory.display());
-    let jobs = status.submission.iter().flat_map(|submission| &submission.jobs);
-    for (job, answer) in jobs.zip(&status.answers) {
-        text += &job_lines(job, answer);
-    }
+    text += &status.job_lines();
     for holder in &status.holders {
         text += &format!("at work: bam, {holder}\n");
     }
@@ -131,21 +244,26 @@ fn state(job: &Job) -> String {
     text
 }
 
+/// How a stage is that was begun.
+fn state_of(stage: &StageProgress, is_at_work: bool) -> Option<&'static str> {
+    match (stage.is_done, stage.is_begun) {
+        (true, _) => Some("done"),
+        (false, true) if is_at_work => Some("running"),
+        (false, true) => Some("stopped"),
+        (false, false) => None,
+    }
+}
+
 fn table(stages: &[(StageProgress, bool)]) -> String {
     let row = |(stage, is_at_work): &(StageProgress, bool)| {
-        let state = match (stage.is_done, stage.is_begun) {
-            (true, _) => "done",
-            (false, true) if *is_at_work => "running",
-            (false, true) => "stopped",
-            (false, false) => "",
-        };
+        let state = state_of(stage, *is_at_work).unwrap_or_default();
         let step = match (stage.total, stage.is_begun) {
             (Some(total), true) => format!("{} of {total}", stage.step.min(total)),
             (Some(total), false) => format!("of {total}"),
             (None, _) => String::new(),
         };
         let checkpoint = stage.checkpoint.map(|step| step.to_string()).unwrap_or_default();
-        let left = stage.left().filter(|_| state == "running").map(supervise::brief).unwrap_or_default();
+        let left = stage.left().filter(|_| state == "running").map(brief).unwrap_or_default();
         vec![stage.name.clone(), state.to_owned(), step, checkpoint, left]
     };
     let rows: Vec<Vec<String>> = stages.iter().map(row).collect();
@@ -155,19 +273,12 @@ fn table(stages: &[(StageProgress, bool)]) -> String {
 /// What to do, if anything.
 fn conclusion(directory: &Path, status: &Status) -> String {
     let quoted = crate::shell::quoted(&directory.display().to_string());
-    let is_done = status.stages.as_ref().is_some_and(|stages| stages.iter().all(|(stage, _)| stage.is_done));
-    if is_done && status.has_table {
-        return format!("done: bam report {quoted}");
-    }
-    if !status.holders.is_empty() {
-        return "running".to_owned();
-    }
-    let is_any = |phase| status.answers.iter().flatten().flatten().any(|job| job.phase() == phase);
-    if is_any(Phase::Running) {
-        return "about to begin or to end".to_owned();
-    }
-    if is_any(Phase::Queued) {
-        return "waiting in the queue".to_owned();
+    match status.state() {
+        State::Done => return format!("done: bam report {quoted}"),
+        State::Running => return format!("running; to look on: bam watch {quoted}"),
+        State::Changing => return "about to begin or to end".to_owned(),
+        State::Queued => return "waiting in the queue".to_owned(),
+        State::Unknown | State::Stopped => {}
     }
     let again = match &status.submission {
         Some(_) if status.answers.iter().any(Result::is_err) => {
@@ -177,7 +288,21 @@ fn conclusion(directory: &Path, status: &Status) -> String {
         None => "to go on: the same 'bam run' as before".to_owned(),
     };
     let reasons = reasons(status);
-    if reasons.is_empty() { format!("stopped\n{again}") } else { reasons + &again }
+    if !reasons.is_empty() {
+        return reasons + &again;
+    }
+    match &status.ending {
+        Some(ending) => format!("{}\n{again}", said(ending)),
+        None => format!("stopped\n{again}"),
+    }
+}
+
+/// How the last start has ended.
+pub(super) fn said(ending: &Ending) -> String {
+    let Ending { time, host, exit_code, reason } = ending;
+    // The rest is in the stage's log.
+    let reason = reason.lines().next().unwrap_or_default();
+    format!("stopped {time} on {host} with exit code {exit_code}: {reason}")
 }
 
 /// Why each job has ended before its work was done, as far as the run's history tells.

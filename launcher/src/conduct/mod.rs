@@ -2,6 +2,7 @@
 //! there and ranks are free.
 
 mod schedule;
+mod summary;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,20 +15,23 @@ use bam_cluster::aside;
 use bam_cluster::checkpoint::Fence;
 use bam_cluster::exit_code;
 use bam_cluster::fault::Fault;
-use bam_cluster::files;
 use bam_cluster::plan::{ChooseStage, Stage, StageWork};
 use bam_cluster::protocol::Begin;
 use bam_cluster::run_dir::RunDir;
-use bam_cluster::stage_record::{self, RecordError, Scores, StageRecord, Standing, Sums};
+use bam_cluster::stage_record::{self, RecordError, StageRecord, Standing, Sums};
 
 use crate::backend::Programs;
 use crate::choice;
+use crate::forecast::Remaining;
 use crate::project::Project;
 use crate::run_lock::RunLock;
 use crate::shell::quoted;
 use crate::stage_inputs::{self, StageInputs};
-use crate::supervise::{self, Decision, End, Finding, History, Interrupts, Screen, StageJob, Verdict};
+use crate::supervise::{self, Decision, End, Finding, History, Interrupts, Screen, StageJob, Verbosity, Verdict};
 use schedule::Schedule;
+
+pub use schedule::duration;
+pub use summary::summary;
 
 /// Who takes the stages to their ends.
 pub struct Conductor<'a> {
@@ -101,9 +105,20 @@ impl<'a> Conductor<'a> {
         lock: &'a RunLock,
         only: Option<BTreeSet<String>>,
         interrupts: Interrupts,
-        faults: Vec<Fault>,
+        verbosity: Verbosity,
     ) -> Self {
-        Conductor { project, programs, run, lock, only, faults, interrupts, screen: Screen::new() }
+        let Project { recipe, plan, lengths, encoder, .. } = project;
+        let remaining = Remaining::new(plan.clone(), recipe.cluster.clone(), lengths.clone(), encoder.config.clone());
+        // A part of a run is over when others may still have much to do.
+        let remaining = only.is_none().then_some(remaining);
+        let screen = Screen::new(verbosity, remaining);
+        Conductor { project, programs, run, lock, only, faults: vec![], interrupts, screen }
+    }
+
+    /// With failures to rehearse.
+    #[must_use]
+    pub fn with_faults(self, faults: Vec<Fault>) -> Self {
+        Conductor { faults, ..self }
     }
 
     /// Where the run is.
@@ -122,7 +137,7 @@ impl<'a> Conductor<'a> {
             aside::sweep(self.run.path());
         }
         for warning in &self.project.warnings {
-            self.screen.line(&format!("warning: {warning}"));
+            self.screen.warn(&format!("warning: {warning}"));
         }
         let mut schedule = Schedule::new(&self.project.plan.stages, &self.project.recipe.cluster);
         let (sender, endings) = mpsc::channel();
@@ -141,7 +156,7 @@ impl<'a> Conductor<'a> {
                         self.finished(ending.stage, ending.made_from, outputs, ending.seconds)?
                     }
                     Ok(end) => _ = self.leave(ending.stage, &end),
-                    Err(e) => self.screen.line(&format!("error: {e:#}")),
+                    Err(e) => self.screen.warn(&format!("error: {e:#}")),
                 }
             }
             outcome
@@ -169,12 +184,13 @@ impl<'a> Conductor<'a> {
                         self.screen.line(&format!("{name}: done before"));
                     }
                     inputs.add(name, record.outputs);
+                    self.screen.complete(name);
                     schedule.complete(name);
                 } else if !is_asked_for {
                     schedule.hold(name);
                 } else if stopped.is_some() || self.interrupts.wish().is_some() {
                     if stopped.is_none() {
-                        self.screen.line(&format!("stopped before stage '{name}'; run the same command to go on"));
+                        self.screen.warn(&format!("stopped before stage '{name}'; run the same command to go on"));
                         *stopped = Some(exit_code::STOPPED_AT_CHECKPOINT);
                     }
                     schedule.hold(name);
@@ -236,7 +252,8 @@ impl<'a> Conductor<'a> {
     /// Notes that a stage is complete, and says so.
     fn finished(&self, stage: &Stage, inputs: Sums, outputs: Sums, seconds: f64) -> anyhow::Result<()> {
         stage_record::finish(&self.run, &stage.name, &StageRecord { inputs, outputs, seconds })?;
-        self.screen.line(&self.summary(stage, seconds)?);
+        self.screen.complete(&stage.name);
+        self.screen.line(&summary(&self.run, &self.project.tasks, stage, seconds)?);
         Ok(())
     }
 
@@ -289,8 +306,9 @@ impl<'a> Conductor<'a> {
                 if self.interrupts.wish().is_some() {
                     decision = Decision::GiveUp(None);
                 }
-                if let Decision::Restart { pause, number } = decision {
-                    self.announce_restart(stage, verdict, pause, number);
+                match decision {
+                    Decision::Restart { pause, number } => Some(self.restart(verdict, pause, number)),
+                    Decision::GiveUp(_) => None,
                 }
             };
             let verdict = match supervise::supervise(&job, &self.screen, &self.interrupts, failed)? {
@@ -331,14 +349,15 @@ impl<'a> Conductor<'a> {
         directories.iter().for_each(|directory| aside::sweep(directory));
     }
 
-    fn announce_restart(&self, stage: &Stage, verdict: &Verdict, pause: Duration, number: usize) {
+    /// What has happened, and that the stage is started again.
+    fn restart(&self, verdict: &Verdict, pause: Duration, number: usize) -> String {
         let from = match verdict.checkpoint {
             Some(step) => format!("going on from the checkpoint of step {step}"),
             None => "beginning the stage again".to_owned(),
         };
         let most = self.project.recipe.cluster.max_restarts;
         let next = format!("{from} in {} s (restart {number} of {most})", pause.as_secs());
-        self.screen.line(&format!("{}: {}", stage.name, joined(verdict, &next)));
+        joined(verdict, &next)
     }
 
     /// Waits before a restart, unless somebody wants an end.
@@ -375,41 +394,13 @@ impl<'a> Conductor<'a> {
                     }
                     _ => "before the stage was complete".to_owned(),
                 };
-                self.screen.line(&format!("{name}: stopped {at}; run the same command to go on"));
+                self.screen.warn(&format!("{name}: stopped {at}; run the same command to go on"));
                 exit_code::STOPPED_AT_CHECKPOINT
             }
             End::Finished(_) | End::Failed(_) | End::Killed => {
-                self.screen.line(&format!("{name}: killed; run the same command to go on from the last checkpoint"));
+                self.screen.warn(&format!("{name}: killed; run the same command to go on from the last checkpoint"));
                 exit_code::INTERRUPTED
             }
         }
-    }
-
-    /// One line on a stage that has just been completed; for a model, with its scores on dev.
-    fn summary(&self, stage: &Stage, seconds: f64) -> anyhow::Result<String> {
-        let line = format!("{}: done in {}", stage.name, supervise::brief(seconds));
-        if let StageWork::Predict(predict) = &stage.work {
-            let answers: usize = predict.questions.iter().map(|q| q.examples).sum();
-            return Ok(format!("{line}; {answers} answers in stages/STAGE/predictions"));
-        }
-        let (line, learnt) = match &stage.work {
-            StageWork::Train(train) => (line, &train.tasks),
-            StageWork::Choose(work) => {
-                (format!("{}: {}", stage.name, choice::describe(&self.run, &stage.name)?), &work.tasks)
-            }
-            _ => return Ok(line),
-        };
-        let path = self.run.scores(&stage.name);
-        let scores: Scores = files::read_json(&path).with_context(|| path.display().to_string())?.unwrap_or_default();
-        let tasks = self.project.tasks.iter().filter(|t| learnt.contains(&t.name));
-        let said: Vec<String> = tasks
-            .filter_map(|task| {
-                let metric = task.metrics.first()?.name();
-                let score = scores.get(&task.name)?.metrics.get(metric).copied().flatten();
-                let score = score.map_or("undefined".to_owned(), |s| format!("{:.1}", 100.0 * s));
-                Some(format!("{} {metric} {score}", task.name))
-            })
-            .collect();
-        Ok(if said.is_empty() { line } else { format!("{line}; dev: {}", said.join(", ")) })
     }
 }

@@ -83,6 +83,24 @@ impl<'a> Schedule<'a> {
     }
 }
 
+/// How long a run takes whose stages take so many seconds each, started as this schedule starts them.
+pub fn duration(stages: &[Stage], cluster: &ClusterSection, seconds: impl Fn(&Stage) -> f64) -> f64 {
+    let mut schedule = Schedule::new(stages, cluster);
+    let (mut now, mut running) = (0.0, vec![]);
+    loop {
+        while let Some(stage) = schedule.next() {
+            schedule.start(&stage.name);
+            running.push((now + seconds(stage), stage));
+        }
+        let next_end = (0..running.len()).min_by(|&a, &b| f64::total_cmp(&running[a].0, &running[b].0));
+        let Some(next_end) = next_end else { return now };
+        let (end, stage) = running.swap_remove(next_end);
+        now = end;
+        schedule.end(&stage.name);
+        schedule.complete(&stage.name);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bam_cluster::config::Recipe;
@@ -146,6 +164,20 @@ mod tests {
         let cluster = ranks(8, Some(2));
         let wide = waves(&two, &cluster);
         assert_eq!(wide[1], ["teacher-cola", "teacher-mrpc", "teacher-rte", "teacher-cola@2"]);
+    }
+
+    #[test]
+    fn a_run_takes_as_long_as_its_stages_one_after_another_or_side_by_side() {
+        let all = stages("");
+        let seconds = |stage: &Stage| match stage.name.as_str() {
+            "teacher-cola" => 10.0,
+            "teacher-mrpc" => 4.0,
+            "teacher-rte" => 3.0,
+            _ => 1.0,
+        };
+        assert_eq!(duration(&all, &ranks(2, None), seconds), 20.0);
+        // Both of the shorter teachers beside the longest.
+        assert_eq!(duration(&all, &ranks(2, Some(1)), seconds), 13.0);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use bam_cluster::files;
 use nix::sys::statvfs::statvfs;
 
 use super::Finding;
+use crate::numbers::bytes;
 
 const ABOUT: &str = "files";
 const GIB: f64 = (1u64 << 30) as f64;
@@ -21,9 +22,14 @@ const WRITTEN: usize = 64 << 20;
 /// Bytes a second: a checkpoint of a BERT-Base takes a minute at that.
 const SLOW: f64 = 20e6;
 
-/// Looks at `directory`, or at the first one above it that is there.
-pub fn look(directory: &Path) -> Vec<Finding> {
-    let there = directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+/// The first directory that is there: this one, or one above it.
+pub fn nearest(directory: &Path) -> &Path {
+    directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"))
+}
+
+/// Looks at `directory`, or at the first one above it that is there. `needed`: bytes that a run is going to take.
+pub fn look(directory: &Path, needed: Option<f64>) -> Vec<Finding> {
+    let there = nearest(directory);
     let place = match tempfile::Builder::new().prefix(".bam-doctor-").tempdir_in(there) {
         Ok(place) => place,
         Err(error) => {
@@ -32,18 +38,25 @@ pub fn look(directory: &Path) -> Vec<Finding> {
         }
     };
     let mut findings = vec![];
-    findings.extend(room(there));
+    findings.extend(room(there, needed));
     findings.push(speed(place.path()));
     findings.push(renames(place.path()));
     findings.push(locks(place.path()));
     findings
 }
 
-fn room(directory: &Path) -> Option<Finding> {
+fn room(directory: &Path, needed: Option<f64>) -> Option<Finding> {
     let about = statvfs(directory).ok()?;
     let free = about.blocks_available() as f64 * about.fragment_size() as f64;
-    let said = format!("{:.1} GiB are free in {}", free / GIB, directory.display());
-    if free < ENOUGH {
+    let mut said = format!("{:.1} GiB are free in {}", free / GIB, directory.display());
+    if let Some(needed) = needed {
+        said += &format!("; the run takes ~{}", bytes(needed));
+        if free < needed {
+            let remedy =
+                "make room, keep fewer checkpoints (checkpoint.keep), or write elsewhere (--dir; --run-dir of bam run)";
+            return Some(Finding::problem(ABOUT, said, remedy));
+        }
+    } else if free < ENOUGH {
         let remedy = "a checkpoint of BERT-Base is 1.2 GiB, of BERT-Large 3.8, and several are kept (checkpoint.keep)";
         return Some(Finding::warning(ABOUT, said, remedy));
     }
@@ -129,12 +142,14 @@ mod tests {
     #[test]
     fn a_directory_that_is_not_there_yet_is_looked_at_where_it_will_be() {
         let place = tempfile::tempdir().unwrap();
-        let findings = look(&place.path().join("runs/x"));
+        let findings = look(&place.path().join("runs/x"), Some(1.0));
         assert_eq!(findings.len(), 4, "{findings:?}");
         assert!(findings.iter().all(|finding| finding.verdict != Verdict::Problem), "{findings:?}");
+        let short = room(place.path(), Some(1e18)).unwrap();
+        assert!(short.verdict == Verdict::Problem && short.said.ends_with("the run takes ~1000000.00 TB"), "{short:?}");
         // It leaves nothing behind.
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
-        let nowhere = look(Path::new("/proc/bam/runs"));
+        let nowhere = look(Path::new("/proc/bam/runs"), None);
         assert!(nowhere.len() == 1 && nowhere[0].verdict == Verdict::Problem, "{nowhere:?}");
     }
 }

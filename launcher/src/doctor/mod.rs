@@ -2,7 +2,9 @@
 //! is wanting.
 
 mod files;
+mod gpus;
 mod machine;
+mod pmi;
 mod programs;
 mod ranks;
 mod slurm;
@@ -21,6 +23,19 @@ pub struct Patient {
     pub slurm: SlurmSection,
     /// Where runs are to be written.
     pub directory: PathBuf,
+    /// What was found of the recipe's files, if there is a recipe.
+    pub files: Vec<Finding>,
+    /// What the recipe's run is going to take, if its files are sound.
+    pub needs: Option<Needs>,
+}
+
+/// What a run is going to take, by estimates.
+#[derive(Debug, Clone, Copy)]
+pub struct Needs {
+    /// Bytes on disk.
+    pub disk: f64,
+    /// Bytes of memory on each host.
+    pub memory: f64,
 }
 
 /// How something is.
@@ -61,20 +76,23 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn ok(about: &'static str, said: impl Into<String>) -> Finding {
+    /// As it should be.
+    pub fn ok(about: &'static str, said: impl Into<String>) -> Finding {
         Finding { about, verdict: Verdict::Ok, said: said.into(), remedy: None }
     }
 
-    fn warning(about: &'static str, said: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    /// Not as well as it could be.
+    pub fn warning(about: &'static str, said: impl Into<String>, remedy: impl Into<String>) -> Finding {
         Finding { about, verdict: Verdict::Warning, said: said.into(), remedy: Some(remedy.into()) }
     }
 
-    fn problem(about: &'static str, said: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    /// In the way of a run.
+    pub fn problem(about: &'static str, said: impl Into<String>, remedy: impl Into<String>) -> Finding {
         Finding { about, verdict: Verdict::Problem, said: said.into(), remedy: Some(remedy.into()) }
     }
 
     /// A problem whose text has the remedy on lines of its own, as errors of this program have it.
-    fn of_error(about: &'static str, error: &str) -> Finding {
+    pub fn of_error(about: &'static str, error: &str) -> Finding {
         let (said, remedy) = error.split_once('\n').unwrap_or((error, ""));
         let remedy = (!remedy.trim().is_empty()).then(|| remedy.trim().to_owned());
         Finding { about, verdict: Verdict::Problem, said: said.to_owned(), remedy }
@@ -83,12 +101,16 @@ impl Finding {
 
 /// Looks at everything. Takes a few seconds: ranks are started, and a file is written.
 pub fn examine(patient: &Patient) -> Vec<Finding> {
-    let (programs, mut findings) = programs::look(&patient.cluster);
+    let Patient { cluster, slurm, directory, needs, .. } = patient;
+    let (programs, mut findings) = programs::look(cluster);
+    findings.extend(pmi::look(programs.as_ref()));
     if let Some(programs) = programs {
-        findings.extend(ranks::look(&programs, &patient.cluster));
+        findings.extend(ranks::look(&programs, cluster, directory));
     }
-    findings.extend(machine::look(&patient.cluster));
-    findings.extend(files::look(&patient.directory));
-    findings.extend(slurm::look(&patient.slurm));
+    findings.extend(machine::look(cluster, needs.map(|needs| needs.memory)));
+    findings.extend(gpus::look(slurm.gpus_per_node));
+    findings.extend(files::look(directory, needs.map(|needs| needs.disk)));
+    findings.extend(patient.files.iter().cloned());
+    findings.extend(slurm::look(slurm));
     findings
 }

@@ -17,9 +17,8 @@ pub fn look(cluster: &ClusterSection) -> (Option<Programs>, Vec<Finding>) {
         Ok(programs) => programs,
         Err(error) => return (None, vec![Finding::of_error(ABOUT, &error.to_string())]),
     };
-    let worker = worker(&programs, &asked(&programs.worker));
-    let is_usable = worker.verdict != super::Verdict::Problem;
-    let findings = vec![worker, starter(&programs)];
+    let findings = vec![worker(&programs, &asked(&programs.worker)), starter(&programs)];
+    let is_usable = findings.iter().all(|finding| finding.verdict != super::Verdict::Problem);
     (is_usable.then_some(programs), findings)
 }
 
@@ -56,7 +55,36 @@ fn starter(programs: &Programs) -> Finding {
         Starter::Srun(srun) => &srun.program,
     };
     let version = asked(path).ok().filter(|answer| answer.status.success());
-    let version = version.map(|answer| String::from_utf8_lossy(&answer.stdout).lines().next().unwrap_or("").to_owned());
-    let version = version.filter(|line| !line.is_empty()).unwrap_or_else(|| programs.starter.name().to_owned());
+    let said = version.map(|answer| String::from_utf8_lossy(&answer.stdout).into_owned()).unwrap_or_default();
+    if let (Starter::Mpirun(_), Some(other)) = (&programs.starter, other_mpi(&said)) {
+        let remedy =
+            "name Open MPI's mpirun (BAM_MPIRUN, or a module of the site's); bam starts ranks with its options alone";
+        return Finding::problem(ABOUT, format!("{} is {other}'s", path.display()), remedy);
+    }
+    let version = said.lines().next().filter(|line| !line.is_empty());
+    let version = version.unwrap_or(programs.starter.name());
     Finding::ok(ABOUT, format!("{version}: {} ({})", path.display(), programs.why))
+}
+
+/// Whose mpirun it is, if it is not Open MPI's, from what it says of its version.
+fn other_mpi(version: &str) -> Option<&'static str> {
+    let lower = version.to_lowercase();
+    // Intel's is built on MPICH's, too.
+    [("intel(r) mpi", "Intel MPI"), ("mvapich", "MVAPICH"), ("hydra", "MPICH"), ("mpich", "MPICH")]
+        .into_iter()
+        .find(|(mark, _)| lower.contains(mark))
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mpirun_of_another_mpi_is_known() {
+        assert_eq!(other_mpi("HYDRA build details:\n    Version:  4.0.2\n"), Some("MPICH"));
+        let intel = "Intel(R) MPI Library for Linux* OS, Version 2021.9 Build 20230307 (id: d82b3071db)";
+        assert_eq!(other_mpi(intel), Some("Intel MPI"));
+        assert_eq!(other_mpi("mpirun (Open MPI) 4.1.4\n\nReport bugs to http://www.open-mpi.org"), None);
+    }
 }

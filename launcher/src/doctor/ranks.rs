@@ -1,11 +1,15 @@
 //! Ranks: do they start, find one another, and get on equally well?
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
 
 use bam_cluster::config::ClusterSection;
-use bam_cluster::protocol::Probe;
+use bam_cluster::protocol::{Devices, Probe};
+use tempfile::NamedTempFile;
 
 use super::Finding;
+use super::files::nearest;
 use crate::backend::{self, Duty, Launch, Programs, Scratch, Start};
 
 const ABOUT: &str = "ranks";
@@ -16,8 +20,9 @@ const SLOW_RANK: f64 = 0.7;
 /// Seconds that clocks may be apart before times in logs mislead people.
 const CLOCKS: f64 = 2.0;
 
-/// Starts as many ranks as a run would have, which then look around.
-pub fn look(programs: &Programs, cluster: &ClusterSection) -> Vec<Finding> {
+/// Starts as many ranks as a run would have, which then look around, also for what is put into `directory`, where runs are
+/// to be written.
+pub fn look(programs: &Programs, cluster: &ClusterSection, directory: &Path) -> Vec<Finding> {
     let scratch = match Scratch::new() {
         Ok(scratch) => scratch,
         Err(error) => {
@@ -25,15 +30,47 @@ pub fn look(programs: &Programs, cluster: &ClusterSection) -> Vec<Finding> {
             return vec![Finding::problem(ABOUT, said, "let TMPDIR name a directory with room on this host")];
         }
     };
-    let start = Start { cluster, duty: Duty::Probe, scratch: &scratch, incarnation: 0 };
+    let token = token(nearest(directory));
+    let duty = Duty::Probe(token.as_ref().map(|token| token.path()));
+    let start = Start { cluster, duty, scratch: &scratch, incarnation: 0 };
     let launch = Launch::new(programs, &start);
     match backend::output(&launch) {
-        Ok(lines) => judge(&probes(&lines), start.ranks(), &lines),
+        Ok(lines) => {
+            let probes = probes(&lines);
+            let mut findings = judge(&probes, start.ranks(), &lines);
+            if let (Some(_), [probe, ..]) = (&token, &probes[..])
+                && probe.ranks == start.ranks()
+            {
+                findings.push(views(probe, nearest(directory)));
+            }
+            findings
+        }
         Err(error) => {
             let remedy = format!("try it by hand: {}", launch.command_line());
             vec![Finding::problem(ABOUT, error, remedy)]
         }
     }
+}
+
+/// A file that ranks on other hosts see only if the directory is the same there. Where none can be written, the file system
+/// has a finding of its own.
+fn token(directory: &Path) -> Option<NamedTempFile> {
+    let mut file = tempfile::Builder::new().prefix(".bam-doctor-").tempfile_in(directory).ok()?;
+    file.write_all(backend::host_name().as_bytes()).and_then(|()| file.as_file().sync_all()).ok()?;
+    Some(file)
+}
+
+/// Whether all ranks see the directory that this host sees.
+fn views(probe: &Probe, directory: &Path) -> Finding {
+    let blind = probe.hosts.iter().zip(&probe.sees_token).enumerate().filter(|(_, (_, sees))| !**sees);
+    let blind: Vec<String> = blind.map(|(rank, (host, _))| format!("rank {rank} on {host}")).collect();
+    if blind.is_empty() {
+        return Finding::ok(ABOUT, format!("all see {} as this host does", directory.display()));
+    }
+    let said = format!("{} do not see in {} what this host writes there", blind.join(", "), directory.display());
+    let remedy =
+        "runs must be written to a file system that all hosts share, at the same path (--dir; --run-dir of bam run)";
+    Finding::problem(ABOUT, said, remedy)
 }
 
 /// What was printed, behind whatever mark each line has of its rank.
@@ -67,10 +104,15 @@ fn judge(probes: &[Probe], ranks: usize, lines: &[String]) -> Vec<Finding> {
             "have them set by NTP: times in logs and traces do not fit together",
         ));
     }
+    findings.push(libtorch(probe));
     findings.push(match probe.gpus {
         0 => Finding::ok(ABOUT, "libtorch sees no GPU; ranks compute on CPUs"),
-        n => Finding::warning(ABOUT, format!("libtorch sees {n} GPUs"), "this version of bam computes on CPUs alone"),
+        n => Finding::ok(ABOUT, format!("libtorch sees {n} GPUs; ranks compute on them (cluster.device: auto)")),
     });
+    let Devices { good, warnings, problems } = &probe.devices;
+    findings.extend(good.iter().map(|said| Finding::ok(ABOUT, said)));
+    findings.extend(warnings.iter().map(|said| Finding::warning(ABOUT, said, "runs are slower than they could be")));
+    findings.extend(problems.iter().map(|said| Finding::problem(ABOUT, said, "or train on CPUs: cluster.device: cpu")));
     findings
 }
 
@@ -79,6 +121,11 @@ fn met(probe: &Probe) -> String {
     probe.hosts.iter().for_each(|host| *on_host.entry(host).or_default() += 1);
     let hosts: Vec<String> = on_host.iter().map(|(host, ranks)| format!("{ranks} on {host}")).collect();
     format!("{} met ({}): {}, HDF5 {}", probe.ranks, hosts.join(", "), probe.mpi, probe.hdf5)
+}
+
+fn libtorch(probe: &Probe) -> Finding {
+    let kind = if probe.libtorch_has_cuda { "with CUDA" } else { "for CPUs alone" };
+    Finding::ok(ABOUT, format!("libtorch {}, built {kind}", probe.libtorch))
 }
 
 fn talk(probe: &Probe) -> Finding {
@@ -127,12 +174,16 @@ mod tests {
 
     fn probe() -> Probe {
         Probe {
+            devices: Devices::default(),
             ranks: 3,
             hosts: ["a", "a", "b"].map(str::to_owned).to_vec(),
             share_memory: true,
             mpi: "Open MPI v4.1.4".into(),
             hdf5: "1.10.8".into(),
             gpus: 0,
+            libtorch: "2.11.0+cpu".into(),
+            libtorch_has_cuda: false,
+            sees_token: vec![true; 3],
             latency: 2e-6,
             bandwidth: 3e9,
             clocks: 0.001,
@@ -144,6 +195,18 @@ mod tests {
         let findings = judge(&[probe], 3, &[]);
         let wanting = findings.into_iter().filter(|finding| finding.verdict != Verdict::Ok);
         wanting.map(|finding| (finding.verdict, finding.said)).collect()
+    }
+
+    #[test]
+    fn what_is_said_of_gpus_is_passed_on() {
+        let devices = Devices {
+            good: vec!["cuda:0 is next to cores 0-3".into()],
+            warnings: vec!["rank 1 computes slowly".into()],
+            problems: vec!["NCCL cannot be loaded".into()],
+        };
+        let found = troubles(Probe { gpus: 2, devices, ..probe() });
+        let expected = [(Verdict::Warning, "rank 1 computes slowly"), (Verdict::Problem, "NCCL cannot be loaded")];
+        assert_eq!(found, expected.map(|(verdict, said)| (verdict, said.to_owned())));
     }
 
     #[test]
@@ -165,6 +228,15 @@ mod tests {
         // Between hosts, a network may be slow.
         assert_eq!(troubles(Probe { latency: 0.02, ..probe() }), []);
         only(Probe { latency: 0.02, hosts: vec!["a".into(); 3], ..probe() }, "20000.0 µs");
+    }
+
+    #[test]
+    fn hosts_that_do_not_share_the_directory_are_named() {
+        let directory = Path::new("/scratch/runs");
+        assert_eq!(views(&probe(), directory).said, "all see /scratch/runs as this host does");
+        let found = views(&Probe { sees_token: vec![true, true, false], ..probe() }, directory);
+        assert_eq!(found.said, "rank 2 on b do not see in /scratch/runs what this host writes there");
+        assert_eq!(found.verdict, Verdict::Problem);
     }
 
     #[test]

@@ -88,6 +88,7 @@ mod tests {
             total: None,
             checkpoint: past(&stage.name).map(|past| past.kept),
             step_seconds: past(&stage.name).and_then(|past| past.step),
+            latest: None,
         };
         let progress: Vec<StageProgress> = plan.stages.iter().map(progress).collect();
         let whole = ChainJob::whole(&recipe.cluster);

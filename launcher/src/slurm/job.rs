@@ -1,7 +1,9 @@
 //! What Slurm says of a job: `scontrol show job --oneliner`, understood as far as bam needs it.
 
+use serde::Serialize;
+
 /// A job that Slurm knows, or some elements of an array.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Job {
     /// Which elements, as Slurm writes lists of them: `3`, `1,4-6%2`; none: it is no array.
     pub elements: Option<String>,

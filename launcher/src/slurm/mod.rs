@@ -9,7 +9,7 @@ mod record;
 mod script;
 
 pub use allocation::Allocation;
-pub use chain::{ALL, ChainJob, Element, REPORT, chain};
+pub use chain::{ALL, ChainJob, Element, REPORT, Ranks, chain};
 pub use client::{After, Slurm};
 pub use job::{Job, Phase};
 pub use record::{Submission, SubmittedElement, SubmittedJob};

@@ -79,7 +79,7 @@ pub enum End {
 }
 
 /// Starts a stage's ranks and stays with them to the end. `failed` hears of a failure at once, before what still runs is
-/// ended.
+/// ended, and says what is to be announced.
 ///
 /// # Errors
 /// The ranks cannot be started.
@@ -87,7 +87,7 @@ pub fn supervise(
     job: &StageJob,
     screen: &Screen,
     interrupts: &Interrupts,
-    failed: impl FnOnce(&Verdict),
+    failed: impl FnOnce(&Verdict) -> Option<String>,
 ) -> anyhow::Result<End> {
     let scratch = Scratch::new().context("cannot make a temporary directory")?;
     let cluster = &job.recipe.cluster;
@@ -99,6 +99,7 @@ pub fn supervise(
         .with_context(|| format!("cannot write {}", log_path.display()))?;
     let starter = &job.programs.starter;
     log.launcher(&format!("{} starts the ranks: {}", starter.name(), job.programs.why));
+    screen.detail(&format!("{}: start {incarnation}: {}", stage.name, launch.command_line()));
     let (sender, inbox) = mpsc::channel();
     let ranks = start.ranks();
     let control = run.control(&stage.name);
@@ -107,6 +108,7 @@ pub fn supervise(
         .with_context(|| format!("cannot open the control channel ({})", control.display()))?;
     let process = Process::spawn(&launch, move |event| drop(sender.send(Event::Starter(event))))
         .with_context(|| format!("cannot start {}", launch.program.display()))?;
+    screen.show(&stage.name, &Figures::default());
     let mut dispatcher = Dispatcher {
         job,
         inbox,
@@ -136,7 +138,11 @@ pub fn supervise(
     };
     let end = dispatcher.watch(interrupts);
     match &end {
-        End::Failed(verdict) => failed(verdict),
+        End::Failed(verdict) => {
+            if let Some(text) = failed(verdict) {
+                dispatcher.warn(&text);
+            }
+        }
         End::Finished(_) => dispatcher.note_scores(),
         End::Stopped { .. } | End::Killed => {}
     }
@@ -295,7 +301,7 @@ impl Dispatcher<'_> {
                 known.failure.get_or_insert((failure, now));
             }
             FromRank::Note { message } => self.announce(&message),
-            FromRank::Warning { message } => self.announce(&format!("warning: {message}")),
+            FromRank::Warning { message } => self.warn(&format!("warning: {message}")),
             // The rest is rank 0's to say.
             _ if rank != 0 => {}
             FromRank::Ready { next_step } => self.ready(next_step),
@@ -332,9 +338,10 @@ impl Dispatcher<'_> {
         let distilled = matches!(&self.job.stage.work, StageWork::Train(train) if !train.teachers.is_empty());
         self.evidence.latest_step = Some(report.step);
         self.measured.step = self.measured.step.max(report.seconds);
+        self.screen.step(&self.job.stage.name, report);
         self.figures.step(report, distilled);
         self.screen.show(&self.job.stage.name, &self.figures);
-        self.note(|events| events.step(report));
+        self.record(|events| events.step(report));
         if self.stop_sent {
             return;
         }
@@ -344,7 +351,7 @@ impl Dispatcher<'_> {
     }
 
     /// Adds something to the event file. One that cannot be written is given up: TensorBoard is no reason to end a run.
-    fn note(&mut self, add: impl FnOnce(&mut EventFile) -> io::Result<()>) {
+    fn record(&mut self, add: impl FnOnce(&mut EventFile) -> io::Result<()>) {
         let Some(mut events) = self.events.take() else { return };
         let added = add(&mut events);
         self.events = self.heed(added).map(|()| events);
@@ -359,13 +366,13 @@ impl Dispatcher<'_> {
         let StageWork::Train(train) = &self.job.stage.work else { return };
         let scores = files::read_json(&self.job.run.scores(&self.job.stage.name));
         if let Ok(Some(scores)) = scores {
-            self.note(|events| events.scores(train.schedule.total_steps, &scores));
+            self.record(|events| events.scores(train.schedule.total_steps, &scores));
         }
     }
 
     fn saved(&mut self, report: &CheckpointReport) {
         let CheckpointReport { step, receipt, stall, seconds } = report;
-        self.log.launcher(&format!(
+        self.note(&format!(
             "checkpoint at step {step}, receipt of the data order {receipt}; written in {seconds:.3} s, training stood still \
              for {stall:.3} s"
         ));
@@ -377,7 +384,7 @@ impl Dispatcher<'_> {
             && !self.shortage_announced
         {
             self.shortage_announced = true;
-            self.announce(&format!("warning: {warning}"));
+            self.warn(&format!("warning: {warning}"));
         }
     }
 
@@ -400,6 +407,18 @@ impl Dispatcher<'_> {
     /// Says something to the person and to the log.
     fn announce(&mut self, message: &str) {
         self.screen.line(&format!("{}: {message}", self.job.stage.name));
+        self.log.announcement(message);
+    }
+
+    /// The same, if it must not be missed.
+    fn warn(&mut self, message: &str) {
+        self.screen.warn(&format!("{}: {message}", self.job.stage.name));
+        self.log.announcement(message);
+    }
+
+    /// Says something to the log, and to a person who wants to know everything.
+    fn note(&mut self, message: &str) {
+        self.screen.detail(&format!("{}: {message}", self.job.stage.name));
         self.log.launcher(message);
     }
 
@@ -431,7 +450,7 @@ impl Dispatcher<'_> {
     fn close(&mut self) {
         self.screen.end_stage(&self.job.stage.name);
         if self.evidence.exit.is_none() {
-            self.log.launcher("ending what still runs");
+            self.note("ending what still runs");
             self.process.terminate();
             if !self.ends_within(TERMINATE_WITHIN) {
                 self.kill_now();

@@ -4,8 +4,13 @@ use std::time::Duration;
 
 use bam_cluster::protocol::StepReport;
 
+use crate::numbers::brief;
+
 /// Weight of the past in running means: about the last twenty steps count.
 const MEMORY: f64 = 0.95;
+
+/// What is said of a stage of which nothing is known yet.
+pub const STARTING: &str = "starting";
 
 /// Progress of one stage.
 #[derive(Debug, Default)]
@@ -21,6 +26,7 @@ pub struct Figures {
     /// Model FLOPs utilisation, weighted by the seconds.
     utilised: f64,
     lambda: Option<f64>,
+    learning_rate: Option<f64>,
     checkpoint: Option<u64>,
 }
 
@@ -50,6 +56,7 @@ impl Figures {
             *sum = *sum * MEMORY + value;
         }
         self.lambda = distilled.then_some(report.lambda);
+        self.learning_rate = Some(report.learning_rate);
     }
 
     /// Takes in how many examples of a stage without steps are done, `elapsed` after its start.
@@ -73,38 +80,45 @@ impl Figures {
         self.total
     }
 
-    /// Everything but done and total; what matters most comes first, for a narrow terminal cuts the rest off.
-    pub fn details(&self) -> String {
-        let mut parts = vec![];
+    /// Seconds to the end of the stage; none before anything is done.
+    pub fn left(&self) -> Option<f64> {
+        let is_moving = self.weight > 0.0 && self.seconds > 0.0;
+        is_moving.then(|| self.total.saturating_sub(self.done) as f64 * self.seconds / self.weight)
+    }
+
+    /// What is counted: `steps` or `examples`.
+    pub fn unit(&self) -> &'static str {
         match self.unit {
-            Unit::Examples => parts.push("examples".to_owned()),
-            Unit::Steps => parts.push("steps".to_owned()),
+            Unit::Examples => "examples",
+            Unit::Steps => "steps",
         }
-        if self.weight > 0.0 && self.seconds > 0.0 {
-            let remaining = self.total.saturating_sub(self.done) as f64 * self.seconds / self.weight;
-            parts.push(format!("{} left", brief(remaining)));
-            if self.unit == Unit::Steps {
-                parts.push(format!("loss {:.3}", self.loss / self.weight));
-            }
+    }
+
+    /// Everything but done and total; what matters most comes first, for a narrow terminal leaves out the rest.
+    pub fn details(&self) -> Vec<String> {
+        let mut parts = vec![];
+        if let Some(left) = self.left() {
+            let is_training = self.unit == Unit::Steps;
+            // The model is judged on dev after its last step.
+            let is_over = is_training && self.done >= self.total;
+            parts.push(if is_over { "evaluating".to_owned() } else { format!("{} left", brief(left)) });
+            parts.extend(is_training.then(|| format!("loss {:.3}", self.loss / self.weight)));
             parts.extend(self.lambda.map(|l| format!("λ {l:.2}")));
             parts.push(format!("{:.1} samples/s", self.examples / self.seconds));
-            if self.unit == Unit::Steps {
-                parts.push(format!("MFU {:.0} %", 100.0 * self.utilised / self.seconds));
-            }
+            parts.extend(is_training.then(|| format!("MFU {:.0} %", 100.0 * self.utilised / self.seconds)));
+            parts.extend(self.learning_rate.map(|rate| format!("lr {rate:.1e}")));
         }
         parts.extend(self.checkpoint.map(|step| format!("checkpoint {step}")));
-        parts.join(", ")
+        parts
     }
-}
 
-/// Seconds for people: `40 s`, `3 min 20 s`, `2 h 5 min`.
-pub fn brief(seconds: f64) -> String {
-    let s = seconds.round() as u64;
-    match (s / 3600, s / 60 % 60, s % 60) {
-        (0, 0, _) if seconds < 9.95 => format!("{seconds:.1} s"),
-        (0, 0, s) => format!("{s} s"),
-        (0, m, s) => format!("{m} min {s} s"),
-        (h, m, _) => format!("{h} h {m} min"),
+    /// The same as one line of a log.
+    pub fn line(&self) -> String {
+        if self.total == 0 {
+            return STARTING.to_owned();
+        }
+        let all = std::iter::once(self.unit().to_owned()).chain(self.details());
+        format!("{}/{} {}", self.done, self.total, all.collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -133,26 +147,24 @@ mod tests {
     #[test]
     fn means_are_unbiased_from_the_first_step_on() {
         let mut figures = Figures::of_training(10, 100);
-        assert_eq!(figures.details(), "steps, checkpoint 10");
+        assert_eq!(figures.line(), "10/100 steps, checkpoint 10");
         figures.step(&report(10), true);
         assert_eq!(
-            figures.details(),
-            "steps, 2 min 58 s left, loss 0.500, λ 0.25, 16.0 samples/s, MFU 50 %, checkpoint 10"
+            figures.line(),
+            "11/100 steps, 2 min 58 s left, loss 0.500, λ 0.25, 16.0 samples/s, MFU 50 %, lr 1.0e-4, checkpoint 10"
         );
         figures.step(&report(11), false);
         figures.checkpoint(12);
-        assert_eq!(figures.details(), "steps, 2 min 56 s left, loss 0.500, 16.0 samples/s, MFU 50 %, checkpoint 12");
+        assert_eq!(
+            figures.line(),
+            "12/100 steps, 2 min 56 s left, loss 0.500, 16.0 samples/s, MFU 50 %, lr 1.0e-4, checkpoint 12"
+        );
     }
 
     #[test]
     fn examples_have_a_rate_and_no_loss() {
         let mut figures = Figures::default();
         figures.examples(50, 200, Duration::from_secs(5));
-        assert_eq!(figures.details(), "examples, 15 s left, 10.0 samples/s");
-    }
-
-    #[test]
-    fn durations_are_brief() {
-        assert_eq!([4.2, 40.4, 200.0, 7500.0].map(brief), ["4.2 s", "40 s", "3 min 20 s", "2 h 5 min"]);
+        assert_eq!(figures.line(), "50/200 examples, 15 s left, 10.0 samples/s");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::figures::brief;
+use crate::numbers::brief;
 
 /// What was measured of a stage.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -1,6 +1,7 @@
 //! Runs one stage: starts its ranks, gives orders, listens to them, and ends with the stage's products or with one
 //! sentence on what went wrong. One owner of all state (`dispatcher`), messages in.
 
+mod bar;
 mod control;
 mod dispatcher;
 mod ears;
@@ -24,8 +25,9 @@ mod verdict;
 
 pub use control::STRANGERS;
 pub use dispatcher::{End, StageJob, supervise};
-pub use figures::brief;
+pub use figures::Figures;
 pub use interrupts::{Interrupts, Wish};
 pub use restart::{Decision, History};
-pub use screen::Screen;
+pub use screen::{Screen, Verbosity};
+pub use stage_log::ANNOUNCEMENT;
 pub use verdict::{Finding, Verdict};

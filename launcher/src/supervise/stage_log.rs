@@ -5,6 +5,9 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::SystemTime;
 
+/// Who says what people should read who only see the log.
+pub const ANNOUNCEMENT: &str = "bam says";
+
 /// Appends to `logs/STAGE.log`.
 #[derive(Debug)]
 pub struct StageLog {
@@ -39,6 +42,11 @@ impl StageLog {
     /// A line of this program.
     pub fn launcher(&mut self, text: &str) {
         self.line("bam", text);
+    }
+
+    /// A line of this program that people should read who only see the log.
+    pub fn announcement(&mut self, text: &str) {
+        self.line(ANNOUNCEMENT, text);
     }
 
     fn line(&mut self, who: &str, text: &str) {

@@ -134,6 +134,13 @@ pub enum SlowAt {
     Copying,
 }
 
+impl Finding {
+    /// Whether a training would come out wrong.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Finding::WrongSum { .. })
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {

@@ -4,10 +4,10 @@
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use bam_cluster::comm::Communicator;
+use bam_cluster::comm::{Activity, Communicator};
 use bam_cluster::config::{OptimizerKind, ReducePrecision, Reproducible};
 use bam_cluster::task::Kind as TaskKind;
 use tch::{Device, Kind, Tensor};
@@ -20,7 +20,7 @@ use super::micro_batch::unless_out_of_memory;
 use super::parameters::download;
 use super::place::{Numbers, Place};
 use super::reduction::{DeviceReduction, global_norm, read};
-use crate::comm::nccl::Nccl;
+use crate::comm::nccl::{Library, Nccl};
 use crate::comm::{DeviceReducer, Staged};
 use crate::eval::Scorer;
 use crate::gradient::{LOSS_SLOT, Reduced, TASK_LOSSES_SLOT, Tail, tail_length};
@@ -74,6 +74,20 @@ pub enum Exchange {
 }
 
 impl Exchange {
+    /// NCCL where every rank has a GPU of its own and is not alone, else the hosts' memory. With NCCL `deadline` goes for the
+    /// beginning and for every collective.
+    ///
+    /// # Errors
+    /// NCCL cannot be had on some rank, or a collective did not come about.
+    pub fn open(world: &dyn Communicator, place: Place, deadline: Duration, activity: Activity) -> Result<Exchange> {
+        match place.device {
+            Device::Cuda(device) if !place.is_shared && world.size() > 1 => {
+                Ok(Exchange::Nccl(Nccl::join(Library::find(), world, device as i32, deadline, activity)?))
+            }
+            _ => Ok(Exchange::Staged(Staged(world.split("all ranks", 0)?))),
+        }
+    }
+
     /// As what adds up parts of a gradient.
     pub fn reducer(&self) -> &dyn DeviceReducer {
         match self {

@@ -10,17 +10,16 @@ use bam_cluster::plan::TrainStage;
 use bam_cluster::protocol::{FromRank, Outcome};
 use bam_cluster::stage_record::{Scores, Sums};
 use bam_cluster::task::{Kind, Task};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::logits::read_teacher_logits;
 use super::micro_batch;
 use super::publish::{check_model, publish};
-use crate::comm::nccl::{Library, Nccl};
-use crate::comm::preflight::{Finding, preflight};
-use crate::comm::{Host, Staged};
+use crate::comm::Host;
+use crate::comm::preflight::preflight;
 use crate::control::LAST_WORD;
 use crate::data::{TokenFile, TokenSet};
-use crate::device::{DeviceLearner, Exchange, Together};
+use crate::device::{DeviceLearner, Exchange, Together, binding};
 use crate::eval::predict;
 use crate::gradient::tail_length;
 use crate::model::{Bert, Head, Parameters, parameter_count};
@@ -155,19 +154,16 @@ fn on_device(
     Ok(Box::new(learner))
 }
 
-/// NCCL where every rank has a GPU of its own, else the hosts' memory.
+/// How this training's devices exchange gradients.
 fn exchange(session: &Session) -> Result<Exchange> {
-    let (world, place) = (session.world.as_ref(), session.place);
-    let Device::Cuda(device) = place.device else { return Ok(Exchange::Staged(Staged(world.split("all ranks", 0)?))) };
-    if place.is_shared || world.size() == 1 {
-        return Ok(Exchange::Staged(Staged(world.split("all ranks", 0)?)));
-    }
     // The launcher comes first, and then the watchdog.
     let deadline = Duration::from_secs(session.recipe.cluster.deadline) + 2 * LAST_WORD;
-    let nccl = Nccl::join(Library::find(), world, device as i32, deadline, session.activity.clone())?;
-    session.control.abort_first(nccl.abort_handle());
-    tracing::info!("{}", nccl.describe());
-    Ok(Exchange::Nccl(nccl))
+    let exchange = Exchange::open(session.world.as_ref(), session.place, deadline, session.activity.clone())?;
+    if let Exchange::Nccl(nccl) = &exchange {
+        session.control.abort_first(nccl.abort_handle());
+        tracing::info!("{}", nccl.describe());
+    }
+    Ok(exchange)
 }
 
 /// For so long devices are looked at before a training.
@@ -185,8 +181,13 @@ fn look_at_devices(session: &Session, exchange: &Exchange) -> Result<()> {
     if !message.is_empty() {
         session.tell(&FromRank::Note { message })?;
     }
+    match binding(session.place) {
+        Some(Ok(said)) => tracing::info!("{said}"),
+        Some(Err(message)) => session.control.send(&FromRank::Warning { message })?,
+        None => {}
+    }
     for finding in &found.findings {
-        ensure!(!matches!(finding, Finding::WrongSum { .. }), "{finding}");
+        ensure!(!finding.is_fatal(), "{finding}");
         session.tell(&FromRank::Warning { message: finding.to_string() })?;
     }
     Ok(())

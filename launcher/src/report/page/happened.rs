@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::super::story::{StageStory, Story};
 use super::element;
 use crate::history::{Entry, Event};
-use crate::supervise::brief;
+use crate::numbers::brief;
 
 /// The section of one run.
 pub fn section(story: &Story) -> Markup {

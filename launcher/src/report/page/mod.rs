@@ -107,7 +107,7 @@ fn head(run: &JudgedRun, story: &Story) -> Markup {
             dl.facts {
                 (element::fact("Stages", &format!("{done} of {}", story.stages.len())))
                 (element::fact("Optimizer steps", &element::grouped(steps)))
-                (element::fact("Time of all stages", &crate::supervise::brief(seconds)))
+                (element::fact("Time of all stages", &crate::numbers::brief(seconds)))
                 (element::fact("Processes", &recipe.cluster.processes.to_string()))
             }
             @if !results.missing.is_empty() {
