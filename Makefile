@@ -19,10 +19,10 @@ export PATH := $(CARGO_BIN):$(PATH)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench reliability lint install clean
+.PHONY: help setup demo test test-gpu bench bench-gpu reliability lint install clean
 
 help: ## say what can be made
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) \
 	    | while IFS='|' read -r name text; do printf 'make %-11s  %s\n' "$$name" "$$text"; done
 
 setup: ## get what the build needs, and the demo's files, and build the programs
@@ -38,6 +38,14 @@ test: ## run all tests, on the programs as released
 bench: setup ## measure speed and memory, also against Hugging Face + DDP (some 45 minutes; fetches 2.6 GB)
 	@setup/setup.sh python-peer
 	cargo bench -p bam-tests --locked
+
+# Needs CUDA's libraries beside libtorch's: a LIBTORCH of the site's own, or a PyTorch that is complete.
+test-gpu: setup ## run what needs a GPU: the known answer, NCCL, runs against CPUs (a GPU, CUDA's libraries)
+	BAM_TEST_GPU=1 cargo test --release --workspace --locked --test parity --test device --test nccl --test gpu -- --nocapture --test-threads=1
+
+bench-gpu: setup ## measure training on BAM_BENCH_GPUS (1) GPUs against Hugging Face + DDP
+	@setup/setup.sh python-peer
+	BAM_BENCH_GPUS=$${BAM_BENCH_GPUS:-1} cargo bench -p bam-tests --locked --bench peer
 
 reliability: setup ## kill runs two hundred times, at random and at every point of a commit, and compare (half an hour)
 	RELIABILITY_KILLS=200 cargo test --release -p bam-tests --locked --test reliability -- --nocapture

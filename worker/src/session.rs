@@ -9,7 +9,7 @@ use bam_cluster::checkpoint::Fence;
 use bam_cluster::comm::{Activity, Communicator};
 use bam_cluster::config::{Recipe, load_resolved};
 use bam_cluster::encoder::Encoder;
-use bam_cluster::plan::{Plan, Stage};
+use bam_cluster::plan::{Plan, Stage, StageWork};
 use bam_cluster::protocol::{Begin, ControlFile, FromRank, ToRank};
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::task::Task;
@@ -46,6 +46,8 @@ pub struct Session {
     pub faults: Faults,
     /// What this rank computes on.
     pub place: Place,
+    /// Whether the stage is the first training of its run.
+    pub opens_training: bool,
     orders: Receiver<ToRank>,
 }
 
@@ -77,11 +79,17 @@ impl Session {
         activity.phase("joining");
         let recipe = load_resolved(&run.recipe())?;
         control.start_heartbeat(activity.clone(), Duration::from_secs(recipe.cluster.deadline));
-        let place = Place::choose(world.as_ref(), &recipe.cluster)?;
-        control.send(&FromRank::Device { device: place.name() })?;
         let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)?;
         let plan = derive_plan(&run, &recipe)?;
         let Some(work) = plan.stage(stage).cloned() else { bail!("the plan has no stage '{stage}'") };
+        // Tokenising needs no GPU, and may well run where there is none.
+        let place = match work.work {
+            StageWork::Prepare => Place::CPU,
+            _ => Place::choose(world.as_ref(), &recipe.cluster)?,
+        };
+        control.send(&FromRank::Device { device: place.name() })?;
+        let is_training = |stage: &&Stage| matches!(stage.work, StageWork::Train(_));
+        let opens_training = plan.stages.iter().find(is_training).is_some_and(|first| first.name == stage);
         let fence = Fence::of(&run, stage, file.incarnation);
         let tasks = recipe.tasks();
         let faults = Faults::of_rank(&[], world.rank(), control.clone());
@@ -98,6 +106,7 @@ impl Session {
             fence,
             faults,
             place,
+            opens_training,
             orders,
         };
         session.begin = match session.next_order()? {

@@ -55,9 +55,9 @@ fn needs(project: &Project) -> Needs {
     let cluster = &project.recipe.cluster;
     let layout = Layout { nodes: cluster.hosts.len().max(1), processes: cluster.processes, gpus_per_node: None };
     let forecast = Forecast::of(project, layout, None);
-    let memory = forecast.trainings.iter().filter_map(|training| {
+    let memory = forecast.trainings.iter().map(|training| {
         let ranks = training.ranks.min(layout.ranks_on_a_node());
-        Some(training.memory?.host(ranks))
+        training.memory.host(ranks)
     });
     Needs { disk: forecast.disk.total(), memory: memory.fold(0.0, f64::max) }
 }

@@ -224,7 +224,6 @@ mod tests {
         only(Probe { share_memory: false, ..probe() }, "do not share");
         only(Probe { clocks: 70.0, ..probe() }, "70.0 s apart");
         only(Probe { rates: vec![9e10, 1e11, 3e10], ..probe() }, "rank 2 on b does 30");
-        only(Probe { gpus: 4, ..probe() }, "4 GPUs");
         // Between hosts, a network may be slow.
         assert_eq!(troubles(Probe { latency: 0.02, ..probe() }), []);
         only(Probe { latency: 0.02, hosts: vec!["a".into(); 3], ..probe() }, "20000.0 µs");

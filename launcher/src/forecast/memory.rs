@@ -1,4 +1,5 @@
-//! What a rank in training needs of memory, on a CPU in float32: a rule, compared with what was measured.
+//! What a rank in training needs of memory: rules for CPUs in float32, compared with what was measured, and for GPUs, which were
+//! not at hand to compare them with (`device_memory` in metrics.jsonl is there for it).
 //!
 //! With P bytes of parameters and L ranks on a host, which share parameters and moments: a rank touches P of parameters, its
 //! share of 2P of moments, P of gradients of its own and its share of the others'. The first rank also reads all moments, and
@@ -8,6 +9,9 @@
 //!
 //! Against the peaks of docs/performance.md (two ranks, GLUE's small tasks, no checkpoint; MiniLM-L6, BERT-Base, BERT-Large:
 //! 560, 1,969 and 4,810 MiB) it is within 5 %.
+//!
+//! On a GPU each rank has everything for itself: float32 parameters, moments and gradients, in bfloat16 a copy of the parameters,
+//! and for each token and layer the values that `worker/device/layer` keeps, with a byte for each value that dropout decides on.
 
 use bam_cluster::encoder::EncoderConfig;
 use serde::Serialize;
@@ -53,7 +57,35 @@ pub struct Memory {
     pub program: f64,
 }
 
+/// In which numbers a GPU computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GpuNumbers {
+    /// Values of two bytes, and attention that keeps no weights.
+    Bf16,
+    /// Values of four bytes, and attention in rectangles.
+    Float,
+}
+
+/// CUDA's context, libtorch's and NCCL's workspaces.
+const CONTEXT: f64 = (1u64 << 30) as f64;
+
 impl Memory {
+    /// On a GPU; what a checkpoint is written from is in the host's memory.
+    pub fn on_gpu(training: &Training, numbers: GpuNumbers, mean: usize, longest: usize) -> Memory {
+        let parameters = training.parameters as f64 * FLOAT;
+        let copy = if numbers == GpuNumbers::Bf16 { 0.5 * parameters } else { 0.0 };
+        let activations = |length| gpu_activations(training.shape, numbers, training.micro_batch, length);
+        Memory {
+            parameters: parameters + copy,
+            moments: 2.0 * parameters,
+            gradients: parameters * (1.0 + training.waiting_gradients as f64),
+            activations: activations(mean),
+            activations_longest: activations(longest),
+            checkpoint_copy: 0.0,
+            program: CONTEXT,
+        }
+    }
+
     /// Of a training on examples of these numbers of tokens.
     pub fn of(training: &Training, mean: usize, longest: usize) -> Memory {
         let parameters = training.parameters as f64 * FLOAT;
@@ -104,9 +136,45 @@ fn activations(shape: &EncoderConfig, sequences: usize, length: usize) -> f64 {
     (kept + tokens * (6.0 * h + 2.0 * f) + attention) * FLOAT
 }
 
+/// The same on a GPU.
+fn gpu_activations(shape: &EncoderConfig, numbers: GpuNumbers, sequences: usize, length: usize) -> f64 {
+    let (h, f, n) = (shape.hidden_size as f64, shape.intermediate_size as f64, length as f64);
+    let (tokens, heads) = (sequences as f64 * n, shape.num_attention_heads as f64);
+    let layers = shape.num_hidden_layers as f64;
+    // Attention keeps a float32 for each token and head, or its weights, what dropout made of them and what it kept.
+    let (value, attention) = match numbers {
+        GpuNumbers::Bf16 => (2.0, tokens * heads * FLOAT),
+        GpuNumbers::Float => (FLOAT, sequences as f64 * heads * n * n * (2.0 * FLOAT + 1.0)),
+    };
+    let masks = 2.0 * h;
+    let kept = (layers - 1.0) * (tokens * ((8.0 * h + 2.0 * f) * value + masks) + attention) + tokens * 3.0 * h * value;
+    kept + tokens * (6.0 * h + 2.0 * f) * value
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_has_everything_for_itself() {
+        let shape = shape(24, 1024, 16);
+        let training = Training {
+            shape: &shape,
+            parameters: shape.parameters(),
+            ranks_on_a_node: 8,
+            micro_batch: 128,
+            copies_checkpoints: true,
+            waiting_gradients: 0,
+        };
+        let memory = Memory::on_gpu(&training, GpuNumbers::Bf16, 34, 128);
+        // 18 bytes a parameter, and 34 KiB a token and layer.
+        let states = memory.parameters + memory.moments + memory.gradients;
+        assert_eq!(states, 18.0 * shape.parameters() as f64);
+        let a_token = memory.activations / (128.0 * 34.0 * 24.0) / 1024.0;
+        assert!((33.0..36.0).contains(&a_token), "{a_token} KiB a token and layer");
+        let float = Memory::on_gpu(&training, GpuNumbers::Float, 34, 128);
+        assert!(float.activations > 1.8 * memory.activations && float.parameters < memory.parameters);
+    }
 
     fn shape(layers: usize, hidden: usize, heads: usize) -> EncoderConfig {
         serde_json::from_value(serde_json::json!({

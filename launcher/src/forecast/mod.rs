@@ -9,7 +9,7 @@ mod pace;
 mod remaining;
 mod spread;
 
-use bam_cluster::config::{Reproducible, SlurmSection};
+use bam_cluster::config::{Precision, Reproducible, SlurmSection};
 use bam_cluster::encoder::EncoderConfig;
 use bam_cluster::plan::{Stage, StageWork, TrainStage};
 use bam_cluster::task::Task;
@@ -22,7 +22,7 @@ pub use pace::Pace;
 pub use remaining::Remaining;
 pub use spread::{Layout, Share};
 
-use self::memory::{FLOAT, Training};
+use self::memory::{FLOAT, GpuNumbers, Training};
 use self::pace::Work;
 use crate::conduct;
 use crate::numbers::count;
@@ -70,8 +70,8 @@ pub struct TrainingForecast {
     pub bytes_reduced: f64,
     /// Bytes of a step that a rank sends over the network; unknown with `reproducible: world-size`.
     pub bytes_sent: Option<f64>,
-    /// Memory of the rank that needs most, on a CPU; none where ranks compute on GPUs.
-    pub memory: Option<Memory>,
+    /// Memory of the rank that needs most: of its host, or of its GPU.
+    pub memory: Memory,
     /// Bytes of one checkpoint.
     pub checkpoint: f64,
 }
@@ -157,26 +157,35 @@ fn training(project: &Project, layout: &Layout, stage: &Stage, train: &TrainStag
     let words = if is_fixed { shape.vocab_size } else { touched_rows(shape, batch as f64 * mean) };
     let bytes_reduced = (parameters - (shape.vocab_size - words) * shape.hidden_size) as f64 * FLOAT;
     let shards = if is_fixed { recipe.virtual_shards.div_ceil(ranks) } else { 1 };
-    let memory = Memory::of(
-        &Training {
-            shape,
-            parameters,
-            ranks_on_a_node: ranks.min(layout.ranks_on_a_node()),
-            micro_batch: share.micro_batch,
-            copies_checkpoints: recipe.checkpoint.asynchronous,
-            waiting_gradients: shards.ilog2() as usize,
-        },
-        mean.round() as usize,
-        longest,
-    );
+    let needs = Training {
+        shape,
+        parameters,
+        ranks_on_a_node: ranks.min(layout.ranks_on_a_node()),
+        micro_batch: share.micro_batch,
+        copies_checkpoints: recipe.checkpoint.asynchronous,
+        waiting_gradients: shards.ilog2() as usize,
+    };
+    let mean_length = mean.round() as usize;
+    let memory = match layout.gpus_per_node {
+        Some(_) => Memory::on_gpu(&needs, gpu_numbers(recipe.cluster.precision), mean_length, longest),
+        None => Memory::of(&needs, mean_length, longest),
+    };
     TrainingForecast {
         stage: stage.name.clone(),
         ranks,
         share,
         bytes_reduced: if ranks > 1 { bytes_reduced } else { 0.0 },
         bytes_sent: (!is_fixed).then(|| layout.bytes_sent(bytes_reduced, ranks)),
-        memory: layout.gpus_per_node.is_none().then_some(memory),
+        memory,
         checkpoint: 3.0 * parameters as f64 * FLOAT,
+    }
+}
+
+/// What GPUs of today compute in.
+fn gpu_numbers(precision: Precision) -> GpuNumbers {
+    match precision {
+        Precision::Auto | Precision::Bf16 => GpuNumbers::Bf16,
+        Precision::Fp32 | Precision::Tf32 => GpuNumbers::Float,
     }
 }
 

@@ -1,7 +1,6 @@
 //! Tokenises every task once. Tasks are dealt out to the ranks.
 
 use anyhow::{Result, ensure};
-use bam_cluster::config::DeviceKind;
 use bam_cluster::digest::short;
 use bam_cluster::protocol::{FromRank, Outcome};
 use bam_cluster::stage_record::Sums;
@@ -13,9 +12,6 @@ use crate::session::Session;
 pub(super) fn run(session: &Session) -> Result<Outcome> {
     session.activity.phase("tokenising");
     let recipe = &session.recipe;
-    if recipe.cluster.device == DeviceKind::Auto {
-        session.tell(&FromRank::Note { message: session.place.of_auto() })?;
-    }
     let (rank, size) = (session.world.rank(), session.world.size());
     let tokenizer = Tokenizer::open(&session.encoder, session.recipe.model.truncation)?;
     let vocabulary = session.encoder.vocabulary_sha256()?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use bam_cluster::config::DeviceKind;
 use bam_cluster::encoder::EncoderConfig;
 use bam_cluster::files;
 use bam_cluster::metrics::score;
@@ -32,6 +33,9 @@ use crate::train::{HostLearner, Learner, LoopEnd, TrainTask, Trainer, objective,
 
 pub(super) fn run(session: &Session, stage: &TrainStage) -> Result<Outcome> {
     session.activity.phase("loading");
+    if session.opens_training && session.recipe.cluster.device == DeviceKind::Auto {
+        session.tell(&FromRank::Note { message: session.place.of_auto() })?;
+    }
     let tasks: Vec<&Task> = stage.tasks.iter().map(|t| session.task(t)).collect::<Result<_>>()?;
     let data = load_data(session, stage, &tasks)?;
     let config = shape(session);

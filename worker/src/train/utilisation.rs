@@ -9,8 +9,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::device::Place;
 
-/// For so long a rank is looked at.
+/// For so long a rank is looked at, and for so many products at least, should the machine be busy with other things.
 const MEASURE_FOR: Duration = Duration::from_millis(150);
+const LEAST_PRODUCTS: usize = 8;
 /// Rows of the matrix that is multiplied: a few hundred tokens at once is what training does.
 const ROWS: i64 = 256;
 /// Operations of one product: it takes a few milliseconds, so that the fastest of many is undisturbed also on a machine that
@@ -44,8 +45,9 @@ pub fn rates(world: &dyn Communicator, [hidden, intermediate]: [usize; 2], place
     let one = (2 * rows * hidden * columns) as f64;
     world.barrier("measuring the machine")?;
     let mut fastest = f64::INFINITY;
-    let begin = Instant::now();
-    while begin.elapsed() < MEASURE_FOR {
+    let (begin, mut products) = (Instant::now(), 0);
+    while begin.elapsed() < MEASURE_FOR || products < LEAST_PRODUCTS {
+        products += 1;
         let start = Instant::now();
         product = x.mm_out(&product, &weight.tr());
         if let Device::Cuda(index) = place.device {

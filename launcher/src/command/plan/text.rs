@@ -4,7 +4,7 @@ use bam_cluster::config::{Mode, Reproducible};
 use bam_cluster::plan::{Schedule, Stage, StageWork, TrainStage};
 
 use super::{drawn, steps};
-use crate::forecast::{Forecast, JobForecast, Layout, Memory, Pace, TrainingForecast, trainings};
+use crate::forecast::{Forecast, JobForecast, Layout, Pace, TrainingForecast, trainings};
 use crate::numbers::{brief, bytes, count, thousands};
 use crate::project::Project;
 use crate::report::plain_table;
@@ -117,14 +117,14 @@ fn spread(forecast: &Forecast) -> String {
     let range = |a: usize, b: usize| if a == b { a.to_string() } else { format!("{a}–{b}") };
     let row = |training: &TrainingForecast| {
         let TrainingForecast { ranks, share, .. } = training;
-        let memory = training.memory.as_ref().map(Memory::usual).zip(training.memory.as_ref().map(Memory::most));
+        let memory = &training.memory;
         vec![
             ranks.to_string(),
             range(share.fewest, share.most),
             format!("{} × {}", share.micro_batches, share.micro_batch),
             if *ranks > 1 { bytes(training.bytes_reduced) } else { "–".to_owned() },
             training.bytes_sent.map_or("–".to_owned(), bytes),
-            memory.map_or("–".to_owned(), |(usual, most)| format!("{}, ≤ {}", bytes(usual), bytes(most))),
+            format!("{}, ≤ {}", bytes(memory.usual()), bytes(memory.most())),
         ]
     };
     let mut rows: Vec<(String, usize, Vec<String>)> = vec![];
@@ -137,7 +137,8 @@ fn spread(forecast: &Forecast) -> String {
     }
     let named =
         rows.into_iter().map(|(name, more, cells)| std::iter::once(and_more(&name, more)).chain(cells).collect());
-    let header = ["training", "ranks", "examples a rank", "passes", "reduced a step", "sent a rank", "memory a rank"];
+    let memory = if forecast.layout.gpus_per_node.is_some() { "memory a GPU" } else { "memory a rank" };
+    let header = ["training", "ranks", "examples a rank", "passes", "reduced a step", "sent a rank", memory];
     format!("\nEach step\n{}", plain_table(&header, 1, &named.collect::<Vec<_>>()))
 }
 
