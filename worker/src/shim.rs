@@ -110,6 +110,15 @@ pub fn least_capability(gpus: usize) -> Option<i64> {
     (0..gpus as i32).map(of).min().flatten()
 }
 
+/// Makes a GPU the one that this thread's work goes to where nothing says another; so a rank leaves the others alone.
+pub fn use_gpu(device: usize) {
+    type SetDevice = unsafe extern "C" fn(device: i32) -> i32;
+    if let Some(set) = of_cudart::<SetDevice>(b"cudaSetDevice\0") {
+        // SAFETY: `cudaError_t cudaSetDevice(int)`, which refuses what is not there: whoever uses the GPU then hears of it.
+        unsafe { set(device as i32) };
+    }
+}
+
 /// Where on the PCI bus a GPU is, as in `0000:1B:00.0`; none if it cannot be known.
 pub fn pci_bus_id(device: usize) -> Option<String> {
     type GetBusId = unsafe extern "C" fn(text: *mut c_char, length: i32, device: i32) -> i32;

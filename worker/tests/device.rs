@@ -112,6 +112,19 @@ fn tokens() -> Vec<Vec<i32>> {
     LENGTHS.iter().enumerate().map(|(i, &n)| (0..n).map(token(i)).collect()).collect()
 }
 
+/// The examples of a step.
+fn items<'a>(tokens: &'a [Vec<i32>], types: &'a [u8], step: u64) -> Vec<Item<'a>> {
+    let item = |i: usize| Item {
+        task: i % 2,
+        example: i,
+        sequence: Sequence { tokens: &tokens[i], types: &types[..tokens[i].len()] },
+        gold: [(i / 2 % 3) as f32, i as f32 / 10.0][i % 2],
+        teacher: None,
+        dropout: StepSeed::new(1, step).example(i),
+    };
+    (0..LENGTHS.len()).map(item).collect()
+}
+
 /// Masks come from a generator that all threads share: one test at a time.
 static GENERATOR: Mutex<()> = Mutex::new(());
 
@@ -133,18 +146,11 @@ fn train(learner: &mut dyn Learner, world: &dyn Communicator, micro_batch: usize
     let mut clock = Clock::untraced(Activity::default());
     let mut first = None;
     for step in 0..steps {
-        let item = |i: usize| Item {
-            task: i % 2,
-            example: i,
-            sequence: Sequence { tokens: &tokens[i], types: &types[..tokens[i].len()] },
-            gold: [(i / 2 % 3) as f32, i as f32 / 10.0][i % 2],
-            teacher: None,
-            dropout: StepSeed::new(1, step).example(i),
-        };
+        let items = items(&tokens, &types, step);
         for number in learner.own() {
             let shards = learner.shards();
-            let items: Vec<Item> = (number..LENGTHS.len()).step_by(shards).map(item).collect();
-            let micro_batches = items.chunks(micro_batch).map(<[Item]>::to_vec).collect();
+            let own: Vec<Item> = items.iter().skip(number).step_by(shards).copied().collect();
+            let micro_batches = own.chunks(micro_batch).map(<[Item]>::to_vec).collect();
             learner.differentiate(&Shard { number, micro_batches }, &objective, 0.5, &mut clock).unwrap();
         }
         learner.agree(world, false, &mut clock).unwrap();
@@ -291,15 +297,7 @@ fn dropout_follows_from_the_seed_and_drops_what_it_should() {
         let mut clock = Clock::untraced(Activity::default());
         let losses: Vec<f64> = (0..300)
             .map(|step| {
-                let item = |i: usize| Item {
-                    task: i % 2,
-                    example: i,
-                    sequence: Sequence { tokens: &tokens[i], types: &types[..tokens[i].len()] },
-                    gold: [(i / 2 % 3) as f32, i as f32 / 10.0][i % 2],
-                    teacher: None,
-                    dropout: StepSeed::new(1, step).example(i),
-                };
-                let shard = Shard { number: 0, micro_batches: vec![(0..LENGTHS.len()).map(item).collect()] };
+                let shard = Shard { number: 0, micro_batches: vec![items(&tokens, &types, step)] };
                 learner.differentiate(&shard, &objective, 0.5, &mut clock).unwrap();
                 learner.agree(&Solo, false, &mut clock).unwrap();
                 f64::from(learner.reduce(&Solo).unwrap().0.loss)

@@ -95,10 +95,14 @@ impl Start<'_> {
 
     /// What every rank has in its environment, on whichever host.
     pub(super) fn environment(&self) -> Vec<(&'static str, String)> {
-        let file_locking = env::var("HDF5_USE_FILE_LOCKING").ok();
-        // Shared file systems often lack locks; files are written by one rank each and published by rename.
-        let file_locking = file_locking.unwrap_or_else(|| "FALSE".to_owned());
-        vec![("OMP_NUM_THREADS", self.cluster.threads.to_string()), ("HDF5_USE_FILE_LOCKING", file_locking)]
+        let unless_set = |name: &'static str, value: &str| (name, env::var(name).unwrap_or_else(|_| value.to_owned()));
+        vec![
+            ("OMP_NUM_THREADS", self.cluster.threads.to_string()),
+            // Shared file systems often lack locks; files are written by one rank each and published by rename.
+            unless_set("HDF5_USE_FILE_LOCKING", "FALSE"),
+            // With this much room GPUs multiply in the same order every time.
+            unless_set("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+        ]
     }
 
     /// The program of one rank with its arguments.

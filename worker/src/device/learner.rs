@@ -167,7 +167,7 @@ impl DeviceLearner {
             dropout: crate::model::StepSeed::new(0, 0).example(i),
         };
         let items: Vec<Item> = (0..tokens.div_ceil(length)).map(item).collect();
-        let done = unless_out_of_memory(|| -> Result<()> {
+        let done = unless_out_of_memory(|| {
             self.model.zero_what_is_added_to();
             let total = self.forward(&items, objective, 1.0)?;
             self.finish_backward(total, true, false)?;
@@ -176,7 +176,7 @@ impl DeviceLearner {
         });
         self.losses.clear();
         self.tail = Tail::new(self.tasks);
-        done.transpose().map(|done| done.is_some())
+        Ok(done?.is_some())
     }
 
     /// A forward pass with its losses, which are added to the tail on the device.

@@ -28,17 +28,23 @@ pub fn is_trying() -> bool {
     IS_TRYING.get()
 }
 
-/// Does `work`; none if a device had not enough memory for it, which tch tells by a panic.
-pub(super) fn unless_out_of_memory<T>(work: impl FnOnce() -> T) -> Option<T> {
+/// Does `work`; none if a device had not enough memory for it, which tch tells by a panic and the shim by an error.
+///
+/// # Errors
+/// Another error of `work`.
+pub(super) fn unless_out_of_memory<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<Option<T>> {
+    const WORDS: &str = "out of memory";
     IS_TRYING.set(true);
     let done = catch_unwind(AssertUnwindSafe(work));
     IS_TRYING.set(false);
     match done {
-        Ok(done) => Some(done),
+        Ok(Ok(done)) => Ok(Some(done)),
+        Ok(Err(error)) if format!("{error:#}").contains(WORDS) => Ok(None),
+        Ok(Err(error)) => Err(error),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            if text.is_some_and(|text| text.contains("out of memory")) {
-                return None;
+            if text.is_some_and(|text| text.contains(WORDS)) {
+                return Ok(None);
             }
             std::panic::resume_unwind(panic)
         }
@@ -58,10 +64,12 @@ mod tests {
 
     #[test]
     fn a_lack_of_memory_is_told_from_other_panics() {
-        assert_eq!(unless_out_of_memory(|| 7), Some(7));
+        assert_eq!(unless_out_of_memory(|| Ok(7)).unwrap(), Some(7));
         let message = "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. Tried to allocate\")";
-        assert_eq!(unless_out_of_memory(|| -> i32 { panic!("{message}") }), None);
+        assert_eq!(unless_out_of_memory(|| -> anyhow::Result<i32> { panic!("{message}") }).unwrap(), None);
+        assert_eq!(unless_out_of_memory(|| -> anyhow::Result<i32> { anyhow::bail!("{message}") }).unwrap(), None);
         assert!(!is_trying());
-        assert!(catch_unwind(|| unless_out_of_memory(|| panic!("something else"))).is_err());
+        assert!(catch_unwind(|| unless_out_of_memory(|| -> anyhow::Result<i32> { panic!("something else") })).is_err());
+        assert!(unless_out_of_memory(|| -> anyhow::Result<i32> { anyhow::bail!("something else") }).is_err());
     }
 }

@@ -128,7 +128,11 @@ impl Place {
         };
         let views = world.all_gather("devices", &serde_json::to_vec(&view)?)?;
         let views: Vec<View> = views.iter().map(|v| serde_json::from_slice(v)).collect::<Result<_, _>>()?;
-        Ok(decide(&views, world.rank(), cluster)?)
+        let place = decide(&views, world.rank(), cluster)?;
+        if let Device::Cuda(device) = place.device {
+            shim::use_gpu(device);
+        }
+        Ok(place)
     }
 
     /// What `cluster.device: auto` has decided, in a sentence.

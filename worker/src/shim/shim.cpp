@@ -84,9 +84,13 @@ char *bam_fused_adamw(at::Tensor *const *values, at::Tensor *const *gradients, a
   });
 }
 
-// Whether operations that could add up in any order have to do it in the same one every time.
+// Whether operations that could add up in any order have to do it in the same one every time. Memory that nobody has written is
+// left as it is: bam reads none.
 char *bam_set_deterministic(bool wanted) {
-  return report([&] { at::globalContext().setDeterministicAlgorithms(wanted, /*warn_only=*/true); });
+  return report([&] {
+    at::globalContext().setDeterministicAlgorithms(wanted, /*warn_only=*/true);
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+  });
 }
 
 // Whether products of float32 matrices may round their inputs to TensorFloat-32.
