@@ -97,5 +97,5 @@ fn a_test_file_with_a_missing_row_is_refused() {
     let words = ["RTE/test.tsv, line 9", "row 7 of task 'rte' has the number 8", "rows are missing"];
     place.bam(["predict", "recipe.yaml"]).finish().expect_error(3, &words);
     assert!(!place.at("runs").exists());
-    place.bam(["predict", "recipe.yaml", "--split", "tset"]).finish().expect_error(2, &["tset", "`test`"]);
+    place.bam(["predict", "recipe.yaml", "--split", "tset"]).finish().expect_error(2, &["tset", "'test'"]);
 }

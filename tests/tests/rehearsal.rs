@@ -72,8 +72,9 @@ fn another_directory_is_not_overwritten_and_a_bad_recipe_is_refused() {
 #[test]
 fn a_failure_that_cannot_come_is_refused() {
     let place = place();
-    for (fault, why) in [("student:kill:2:step-3", "2 ranks"), ("pupil:kill:1:step-3", "no stage 'pupil'")] {
-        place.bam(["run", "recipe.yaml", "--inject", fault]).finish().expect_error(1, &[fault, why]);
+    for (fault, code, why) in [("student:kill:2:step-3", 1, "2 ranks"), ("pupil:kill:1:step-3", 2, "no stage 'pupil'")]
+    {
+        place.bam(["run", "recipe.yaml", "--inject", fault]).finish().expect_error(code, &[fault, why]);
     }
     place.bam(["run", "recipe.yaml", "--inject", "student:eat:1:step-3"]).finish().expect(2);
 }
