@@ -127,7 +127,7 @@ fn hdf5_version() -> String {
 
 /// The version of the libtorch that this process has loaded, and whether it comes with CUDA: what its directory says, since it
 /// has no function for either.
-fn libtorch() -> (String, bool) {
+pub fn libtorch() -> (String, bool) {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let paths = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
     let mut libraries = paths.filter(|path| path.file_name().is_some_and(|name| name == "libtorch_cpu.so"));

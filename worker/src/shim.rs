@@ -110,6 +110,16 @@ pub fn least_capability(gpus: usize) -> Option<i64> {
     (0..gpus as i32).map(of).min().flatten()
 }
 
+/// The version of CUDA that the driver supports, as in `13.0`; none if there is no driver, or it cannot be known.
+pub fn cuda_driver() -> Option<String> {
+    type GetVersion = unsafe extern "C" fn(version: *mut i32) -> i32;
+    let get = of_cudart::<GetVersion>(b"cudaDriverGetVersion\0")?;
+    let mut version = 0;
+    // SAFETY: `cudaError_t cudaDriverGetVersion(int *)`; there is room for the value.
+    let is_told = unsafe { get(&mut version) } == 0 && version > 0;
+    is_told.then(|| format!("{}.{}", version / 1000, version % 1000 / 10))
+}
+
 /// Makes a GPU the one that this thread's work goes to where nothing says another; so a rank leaves the others alone.
 pub fn use_gpu(device: usize) {
     type SetDevice = unsafe extern "C" fn(device: i32) -> i32;

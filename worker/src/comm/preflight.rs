@@ -10,6 +10,8 @@ use tch::{Cuda, Device, Kind, Tensor, no_grad};
 
 use super::DeviceReducer;
 use crate::control::host_name;
+use crate::probe::libtorch;
+use crate::shim::cuda_driver;
 
 /// The smallest sum, and by what each is larger than the one before.
 const SMALLEST: usize = 4 << 10;
@@ -23,7 +25,7 @@ const COPIED: usize = 64 << 20;
 const SLOW: f64 = 0.5;
 
 /// What was found.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Preflight {
     /// Each rank's report.
     pub ranks: Vec<RankReport>,
@@ -60,6 +62,10 @@ pub struct RankReport {
     pub device: String,
     /// How it sums, with the version.
     pub reducer: String,
+    /// Version of libtorch.
+    pub libtorch: String,
+    /// Version of CUDA that the driver supports; empty without a driver.
+    pub driver: String,
     /// Of the sizes that were summed, in bytes, those that came out wrong, and in how many values.
     pub wrong: Vec<(usize, i64)>,
     /// Floating-point operations a second in a product of float32 matrices.
@@ -86,7 +92,7 @@ impl SumTime {
 }
 
 /// Something that is wrong with a rank.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum Finding {
     /// A sum came out wrong.
     WrongSum {
@@ -99,15 +105,17 @@ pub enum Finding {
         /// In how many values.
         values: i64,
     },
-    /// A rank sums by other means, or with another version.
-    OtherReducer {
+    /// A rank has another version of something.
+    OtherVersion {
         /// Which rank.
         rank: usize,
         /// Where it is.
         host: String,
-        /// Its means.
+        /// Of what.
+        what: &'static str,
+        /// Its version.
         found: String,
-        /// Those of rank 0.
+        /// That of rank 0.
         expected: String,
     },
     /// A rank is much slower than others.
@@ -149,8 +157,11 @@ impl fmt::Display for Finding {
                 "rank {rank} on {host} got {values} wrong values in a sum of {bytes} bytes: its GPU, memory or link is \
                  faulty; leave that host out and have it checked"
             ),
-            Finding::OtherReducer { rank, host, found, expected } => {
-                write!(f, "rank {rank} on {host} sums with {found} and rank 0 with {expected}: all need the same")
+            Finding::OtherVersion { rank, host, what, found, expected } => {
+                write!(
+                    f,
+                    "rank {rank} on {host} has {what} {found} and rank 0 has {expected}: all should have the same"
+                )
             }
             Finding::Slow { rank, host, at, rate, median } => {
                 let (does, unit, advice) = match at {
@@ -195,11 +206,15 @@ pub fn preflight(
     world.barrier("measuring ranks")?;
     let (compute, copy) = no_grad(|| (compute_rate(device), copy_rate(device)));
     let (host, device, reducer) = (host_name(), name_of(device), reducer.name());
-    let own = RankReport { host, device, reducer, wrong, compute, copy };
+    let (libtorch, driver) = (libtorch().0, cuda_driver().unwrap_or_default());
+    let own = RankReport { host, device, reducer, libtorch, driver, wrong, compute, copy };
     let ranks = world.all_gather("reports of ranks", &serde_json::to_vec(&own)?)?;
     let ranks: Vec<RankReport> = ranks.iter().map(|report| serde_json::from_slice(report)).collect::<Result<_, _>>()?;
     Ok(Preflight { findings: judge(&ranks), ranks, sums })
 }
+
+/// Of what a version is, and where a report has it.
+type Version = (&'static str, fn(&RankReport) -> &String);
 
 /// What is wrong with these ranks.
 pub fn judge(ranks: &[RankReport]) -> Vec<Finding> {
@@ -209,9 +224,11 @@ pub fn judge(ranks: &[RankReport]) -> Vec<Finding> {
         let host = || report.host.clone();
         let wrong = |&(bytes, values)| Finding::WrongSum { rank, host: host(), bytes, values };
         findings.extend(report.wrong.iter().map(wrong));
-        if report.reducer != ranks[0].reducer {
-            let (found, expected) = (report.reducer.clone(), ranks[0].reducer.clone());
-            findings.push(Finding::OtherReducer { rank, host: host(), found, expected });
+        let versions: [Version; 3] =
+            [("the reducer", |r| &r.reducer), ("libtorch", |r| &r.libtorch), ("a driver for CUDA", |r| &r.driver)];
+        for (what, of) in versions.into_iter().filter(|(_, of)| of(report) != of(&ranks[0])) {
+            let (found, expected) = (of(report).clone(), of(&ranks[0]).clone());
+            findings.push(Finding::OtherVersion { rank, host: host(), what, found, expected });
         }
         let rates = [(SlowAt::Computing, report.compute, compute), (SlowAt::Copying, report.copy, copy)];
         for (at, rate, median) in rates.into_iter().filter(|(_, rate, median)| *rate < SLOW * median) {
@@ -326,7 +343,16 @@ mod tests {
 
     fn report(compute: f64, copy: f64) -> RankReport {
         let (host, device, reducer) = ("node".to_owned(), "cuda:0".to_owned(), "NCCL 2.28.9".to_owned());
-        RankReport { host, device, reducer, wrong: vec![], compute, copy }
+        RankReport {
+            host,
+            device,
+            reducer,
+            libtorch: "2.11.0".into(),
+            driver: "13.0".into(),
+            wrong: vec![],
+            compute,
+            copy,
+        }
     }
 
     #[test]
@@ -349,11 +375,13 @@ mod tests {
         let mut ranks = vec![report(1e9, 1e9); 3];
         ranks[2].wrong = vec![(4096, 7), (65536, 9)];
         ranks[1].reducer = "NCCL 2.27.3".to_owned();
+        ranks[1].driver = "12.9".to_owned();
         let told: Vec<String> = judge(&ranks).iter().map(ToString::to_string).collect();
-        let other = "rank 1 on node sums with NCCL 2.27.3 and rank 0 with NCCL 2.28.9: all need the same";
+        let other = "rank 1 on node has the reducer NCCL 2.27.3 and rank 0 has NCCL 2.28.9: all should have the same";
         assert_eq!(told[0], other);
-        assert!(told[1].starts_with("rank 2 on node got 7 wrong values in a sum of 4096 bytes: "), "{}", told[1]);
-        assert_eq!(told.len(), 3);
+        assert!(told[1].starts_with("rank 1 on node has a driver for CUDA 12.9 and rank 0 has 13.0"), "{}", told[1]);
+        assert!(told[2].starts_with("rank 2 on node got 7 wrong values in a sum of 4096 bytes: "), "{}", told[2]);
+        assert_eq!(told.len(), 4);
     }
 
     #[test]
