@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use bam_cluster::comm::{Activity, Communicator};
 use bam_cluster::config::{OptimizerKind, ReducePrecision, Reproducible};
-use bam_cluster::task::Kind as TaskKind;
 use tch::{Device, Kind, Tensor};
 
 use super::adam::{Adam, moments};
@@ -25,7 +24,7 @@ use crate::comm::{DeviceReducer, Staged};
 use crate::eval::Scorer;
 use crate::gradient::{LOSS_SLOT, Reduced, TASK_LOSSES_SLOT, Tail, tail_length};
 use crate::model::{Bert, ParameterSpec, Sequence};
-use crate::objective::{Targets, cross_entropy, squared_error};
+use crate::objective::Targets;
 use crate::optim::Span;
 use crate::shim;
 use crate::snapshot::{one_file, read_moments, read_values};
@@ -195,10 +194,7 @@ impl DeviceLearner {
             let index = upload(&Tensor::from_slice(&index), self.place.device);
             let outputs = self.model.head(task, &pooled.index_select(0, &index));
             let targets = Targets::of(&examples, kind.outputs(), self.place.device);
-            let losses = match kind {
-                TaskKind::Classification { .. } => cross_entropy(&outputs, &targets, lambda),
-                TaskKind::Regression { .. } => squared_error(&outputs, &targets, lambda, objective.regression_output),
-            };
+            let losses = objective.losses(kind, &outputs, &targets, lambda);
             let sum = losses.sum(Kind::Float);
             self.add_to_tail(TASK_LOSSES_SLOT + task, &sum);
             self.tail.task_counts[task] += rows.len() as f32;
@@ -232,6 +228,14 @@ impl DeviceLearner {
                 if is_last { reduction.complete_from(&gradients, start) } else { Ok(()) }
             },
         )
+    }
+
+    /// Adds what the host knows to the tail on the device.
+    fn add_known(&self, known: &Tail) {
+        let mut slots = vec![0.0; tail_length(self.tasks)];
+        known.write(&mut slots);
+        let mut tail = self.tail_on_device();
+        tail += upload(&Tensor::from_slice(&slots), self.place.device);
     }
 
     fn add_to_tail(&self, slot: usize, value: &Tensor) {
@@ -280,10 +284,7 @@ impl Learner for DeviceLearner {
             clock.add(Part::Forward, start, middle);
             clock.add(Part::Backward, middle, Instant::now());
         }
-        let mut known = vec![0.0; tail_length(self.tasks)];
-        self.tail.write(&mut known);
-        let mut tail = self.tail_on_device();
-        tail += upload(&Tensor::from_slice(&known), self.place.device);
+        self.add_known(&self.tail);
         self.reduction.take(shard.number, self.model.parameters().gradients_and_tail());
         Ok(())
     }
@@ -291,12 +292,9 @@ impl Learner for DeviceLearner {
     fn agree(&mut self, world: &dyn Communicator, stop: bool, clock: &mut Clock) -> Result<()> {
         clock.time(Part::Waiting, || self.reduction.agree(world))?;
         let wish = Tail { stop: f32::from(u8::from(stop)), ..Tail::new(self.tasks) };
-        let mut known = vec![0.0; tail_length(self.tasks)];
-        wish.write(&mut known);
-        let mut tail = self.tail_on_device();
-        tail += upload(&Tensor::from_slice(&known), self.place.device);
+        self.add_known(&wish);
         // Until here the device was only told what to do. What it still has to do is mostly the backward pass.
-        clock.time(Part::Backward, || read(&tail.get(LOSS_SLOT as i64)));
+        clock.time(Part::Backward, || read(&self.tail_on_device().get(LOSS_SLOT as i64)));
         Ok(())
     }
 

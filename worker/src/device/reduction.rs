@@ -17,8 +17,6 @@ use crate::gradient::{Tree, TreeSum};
 
 /// Bytes of float32 gradients that are sent together at least: large enough for the network, small enough to begin early.
 const BUCKET: usize = 25 << 20;
-/// Values that are exchanged at once in the fixed tree.
-const CHUNK: usize = 1 << 20;
 
 /// The sum over all shards of a global batch.
 pub(super) struct DeviceReduction {
@@ -229,11 +227,7 @@ impl Buckets {
 fn sum_on_hosts(sum: &mut TreeSum, world: &dyn Communicator, nodes: &[Tensor]) -> Result<()> {
     let mut values: Vec<Vec<f32>> = nodes.iter().map(download).collect();
     let Some(mut own) = values.pop() else { return Ok(()) };
-    for start in (0..own.len()).step_by(CHUNK) {
-        let end = own.len().min(start + CHUNK);
-        let parts: Vec<&[f32]> = values.iter().map(|node| &node[start..end]).collect();
-        sum.finish(world, &parts, &mut own[start..end])?;
-    }
+    sum.finish(world, &values, &mut own)?;
     nodes[nodes.len() - 1].shallow_clone().copy_(&Tensor::from_slice(&own));
     Ok(())
 }

@@ -139,11 +139,7 @@ impl Reduction {
         self.words.clear();
         let parameters = host.parameters();
         let Some(sum) = &mut self.in_tree else { return self.add_shares(host, share, gradient, words) };
-        for start in (0..gradient.len()).step_by(CHUNK) {
-            let end = gradient.len().min(start + CHUNK);
-            let nodes: Vec<&[f32]> = self.pending.iter().map(|node| &node[start..end]).collect();
-            sum.finish(world, &nodes, &mut gradient[start..end])?;
-        }
+        sum.finish(world, &self.pending, gradient)?;
         self.spare.append(&mut self.pending);
         let values = if world.size() > 1 { gradient.len() } else { 0 };
         Ok(Reduced { values, norm: squares_of_rows(gradient, words, &(0..parameters)).iter().sum::<f64>().sqrt() })
@@ -194,21 +190,26 @@ impl Reduction {
 impl TreeSum {
     /// For so many ranks.
     pub fn new(tree: Tree, ranks: usize) -> Self {
-        let (mut nodes, mut places) = (vec![], vec![]);
-        for rank in 0..ranks {
-            let first = nodes.len();
-            nodes.extend(tree.nodes_within(&tree.shards_of(rank, ranks)));
-            places.push(first..nodes.len());
+        let (places, additions) = tree.shared_by(ranks);
+        TreeSum { places, additions, gathered: vec![] }
+    }
+
+    /// Adds up, chunk by chunk. `nodes` and then `last` are this rank's nodes, equally long; `last` becomes the sum.
+    ///
+    /// # Errors
+    /// A collective did not come about.
+    pub fn finish(&mut self, world: &dyn Communicator, nodes: &[Vec<f32>], last: &mut [f32]) -> Result<(), CommError> {
+        for start in (0..last.len()).step_by(CHUNK) {
+            let end = last.len().min(start + CHUNK);
+            let nodes: Vec<&[f32]> = nodes.iter().map(|node| &node[start..end]).collect();
+            self.finish_chunk(world, &nodes, &mut last[start..end])?;
         }
-        TreeSum { places, additions: tree.additions(&nodes), gathered: vec![] }
+        Ok(())
     }
 
     /// Each rank adds up one segment of the chunk, for all. `nodes` and then `chunk` are this rank's nodes; `chunk`
     /// becomes the sum.
-    ///
-    /// # Errors
-    /// A collective did not come about.
-    pub fn finish(&mut self, world: &dyn Communicator, nodes: &[&[f32]], chunk: &mut [f32]) -> Result<(), CommError> {
+    fn finish_chunk(&mut self, world: &dyn Communicator, nodes: &[&[f32]], chunk: &mut [f32]) -> Result<(), CommError> {
         let (rank, ranks) = (world.rank(), world.size());
         if ranks == 1 {
             return Ok(());

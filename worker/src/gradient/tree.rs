@@ -49,6 +49,17 @@ impl Tree {
         completed
     }
 
+    /// Where the nodes of each of so many ranks are in the order of all, and the additions that make the sum of them.
+    pub fn shared_by(self, ranks: usize) -> (Vec<Range<usize>>, Vec<(usize, usize)>) {
+        let (mut nodes, mut places) = (vec![], vec![]);
+        for rank in 0..ranks {
+            let first = nodes.len();
+            nodes.extend(self.nodes_within(&self.shards_of(rank, ranks)));
+            places.push(first..nodes.len());
+        }
+        (places, self.additions(&nodes))
+    }
+
     /// The additions that make the sum of all shards from these nodes, which follow one another and cover them all: each
     /// `(into, what)` adds the value of the second to that of the first. The sum is in the first node's place.
     pub fn additions(self, nodes: &[Range<usize>]) -> Vec<(usize, usize)> {

@@ -223,7 +223,7 @@ fn finish(session: &Session, tasks: &[&Task], trainer: &mut Trainer) -> Result<O
     let mut scores = Scores::new();
     for (head, task) in tasks.iter().enumerate() {
         let set = read_tokens(session, &task.name, "dev")?;
-        let predictions = predict(session, trainer.scorer(), head, &task.kind, &set)?;
+        let predictions = predict(session, trainer.learner().scorer(), head, &task.kind, &set)?;
         scores.insert(task.name.clone(), score(&task.kind, &task.metrics, &predictions, &set.labels));
         if session.is_first() {
             let path = session.run.predictions(stage, &task.name, "dev");

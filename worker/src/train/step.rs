@@ -24,6 +24,16 @@ pub struct Objective {
     pub regression_output: RegressionOutput,
 }
 
+impl Objective {
+    /// Losses of examples of one task, from its head's outputs, [examples, outputs]: [examples].
+    pub fn losses(&self, kind: &Kind, outputs: &Tensor, targets: &Targets, lambda: f64) -> Tensor {
+        match kind {
+            Kind::Classification { .. } => cross_entropy(outputs, targets, lambda),
+            Kind::Regression { .. } => squared_error(outputs, targets, lambda, self.regression_output),
+        }
+    }
+}
+
 /// What came of one micro-batch besides its gradient.
 #[derive(Debug)]
 pub struct Differentiated {
@@ -59,10 +69,7 @@ pub fn backward(
         let index = Tensor::from_slice(&rows.iter().map(|&r| r as i64).collect::<Vec<_>>());
         let outputs = model.head(task, &pooled.index_select(0, &index));
         let targets = Targets::of(&examples, kind.outputs(), Device::Cpu);
-        let losses = match kind {
-            Kind::Classification { .. } => cross_entropy(&outputs, &targets, lambda),
-            Kind::Regression { .. } => squared_error(&outputs, &targets, lambda, objective.regression_output),
-        };
+        let losses = objective.losses(kind, &outputs, &targets, lambda);
         let sum = losses.sum(Element::Float);
         let task_loss = sum.double_value(&[]);
         if !task_loss.is_finite() {

@@ -17,7 +17,6 @@ use super::data::{Item, TrainTask};
 use super::learner::{Learner, Shard};
 use super::saver::{FILES, MODEL, OPTIMIZER, Saver};
 use super::step::Objective;
-use crate::eval::Scorer;
 use crate::gradient::{Reduced, Tail, clip_scale};
 use crate::model::StepSeed;
 use crate::session::Session;
@@ -169,11 +168,6 @@ impl Trainer {
     /// The model in training.
     pub fn learner(&mut self) -> &mut dyn Learner {
         self.learner.as_mut()
-    }
-
-    /// The model, to be asked.
-    pub fn scorer(&self) -> &dyn Scorer {
-        self.learner.scorer()
     }
 
     /// Compares an order with this rank's own plan.

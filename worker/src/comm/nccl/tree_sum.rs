@@ -30,15 +30,10 @@ impl DeviceTreeSum {
 
     /// The same, where no more than about so many values of a node are exchanged at once.
     pub fn in_chunks(tree: Tree, ranks: usize, chunk: usize) -> Self {
-        let (mut nodes, mut places) = (vec![], vec![]);
-        for rank in 0..ranks {
-            let first = nodes.len();
-            nodes.extend(tree.nodes_within(&tree.shards_of(rank, ranks)));
-            places.push(first..nodes.len());
-        }
+        let (places, additions) = tree.shared_by(ranks);
         // Whole segments, so that all but the last chunk divide among the ranks.
         let chunk = chunk.div_ceil(ranks) * ranks;
-        DeviceTreeSum { places, additions: tree.additions(&nodes), chunk, gathered: None }
+        DeviceTreeSum { places, additions, chunk, gathered: None }
     }
 
     /// Makes the last of `nodes`, which are this rank's nodes in order, the sum of the whole tree: the same bits on every
