@@ -1,6 +1,5 @@
 //! File descriptors: a connection to each rank takes one, and shells often allow a process no more than 1,024.
 
-use bam_cluster::config::ClusterSection;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -33,16 +32,16 @@ pub enum DescriptorError {
     System(#[from] Errno),
 }
 
-/// Makes sure that a run on so many ranks does not run out of file descriptors: raises this program's own limit as far as
+/// Makes sure that a run on so many ranks, with at most so many stages at a time, does not run out of file descriptors: raises this program's own limit as far as
 /// needed and no further, since what it starts inherits the limit, and some programs close all descriptors that there may be.
 ///
 /// # Errors
 /// The system does not allow as many as are needed.
-pub fn make_room(cluster: &ClusterSection) -> Result<(), DescriptorError> {
-    let needed = needed(cluster);
+pub fn make_room(processes: usize, stages: usize) -> Result<(), DescriptorError> {
+    let needed = needed(processes, stages);
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if needed > hard {
-        return Err(DescriptorError::TooFew { processes: cluster.processes, needed, hard });
+        return Err(DescriptorError::TooFew { processes, needed, hard });
     }
     if needed > soft {
         setrlimit(Resource::RLIMIT_NOFILE, needed, hard)?;
@@ -50,10 +49,9 @@ pub fn make_room(cluster: &ClusterSection) -> Result<(), DescriptorError> {
     Ok(())
 }
 
-/// For as many stages as may run side by side, with all ranks together.
-fn needed(cluster: &ClusterSection) -> u64 {
-    let stages = (cluster.processes / cluster.ranks(1).max(1)).max(1);
-    (cluster.processes + stages * (STRANGERS + A_STAGE) + OWN) as u64
+/// For so many stages, with so many ranks together.
+fn needed(processes: usize, stages: usize) -> u64 {
+    (processes + stages.max(1) * (STRANGERS + A_STAGE) + OWN) as u64
 }
 
 #[cfg(test)]
@@ -62,18 +60,16 @@ mod tests {
 
     #[test]
     fn stages_side_by_side_have_strangers_each() {
-        let cluster =
-            |processes, single_processes| ClusterSection { processes, single_processes, ..ClusterSection::default() };
-        assert_eq!(needed(&cluster(1, None)), 1 + 96 + 64);
-        assert_eq!(needed(&cluster(1024, None)), 1024 + 96 + 64);
-        assert_eq!(needed(&cluster(1024, Some(128))), 1024 + 8 * 96 + 64);
+        assert_eq!(needed(1, 1), 1 + 96 + 64);
+        assert_eq!(needed(1024, 0), 1024 + 96 + 64);
+        assert_eq!(needed(1024, 8), 1024 + 8 * 96 + 64);
     }
 
     #[test]
     fn more_ranks_than_descriptors_are_refused() {
         let (before, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         let processes = usize::try_from(hard).unwrap();
-        let refused = make_room(&ClusterSection { processes, ..ClusterSection::default() }).unwrap_err();
+        let refused = make_room(processes, 1).unwrap_err();
         assert!(matches!(refused, DescriptorError::TooFew { .. }), "{refused}");
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (before, hard));
     }

@@ -203,10 +203,6 @@ impl Draft {
             .map(str::to_owned),
         );
         lines.push(noted(&format!("  processes: {}", self.processes), "ranks; -n says otherwise"));
-        if self.processes > SINGLE_PROCESSES {
-            let text = format!("  single_processes: {SINGLE_PROCESSES}");
-            lines.push(noted(&text, "for a model of one task; several are trained side by side"));
-        }
         lines.extend(self.slurm());
         lines.join("\n") + "\n"
     }
@@ -227,9 +223,6 @@ impl Draft {
         lines
     }
 }
-
-/// So many ranks share a model of one task, whose batches are small.
-const SINGLE_PROCESSES: usize = 8;
 
 fn about(mode: Mode) -> &'static str {
     match mode {

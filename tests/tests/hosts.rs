@@ -73,4 +73,13 @@ fn ranks_that_share_a_hosts_memory_learn_what_one_rank_learns() {
             assert!(is_alike, "{hosts}, step {}: loss {} instead of {}", one.step, other.loss, one.loss);
         }
     }
+    // Models side by side are on hosts of their own.
+    let run = Run::new(place.at("runs/single"));
+    let bam = bam_on(&lab, &place, &run, "4", "n1:2,n2:2").arg("-o").arg("mode=single");
+    bam.arg("-o").arg("cluster.single_processes=2").expect(0);
+    let is_on = |host: &str, stage: &str| run.log(stage).contains(&format!(" --host {host}:2 "));
+    for (one, other) in [("n1", "n2"), ("n2", "n1")] {
+        assert_eq!(is_on(one, "single-cola"), is_on(other, "single-warmth"), "{}", run.log("single-cola"));
+    }
+    assert!(is_on("n1", "single-cola") != is_on("n2", "single-cola"), "{}", run.log("single-cola"));
 }

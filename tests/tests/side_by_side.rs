@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
+use bam_cluster::files;
+use bam_cluster::protocol::ControlFile;
+use bam_cluster::run_dir::RunDir;
 use bam_tests::{Recipe, Run, Running, Workplace};
 use nix::sys::signal::Signal;
 
@@ -33,6 +36,13 @@ fn teachers_run_side_by_side_stop_together_and_leave_what_one_after_another_leav
     let run = Run::new(place.at("runs/tiny"));
     let mut running = place.bam(ALONE).start();
     both_train(&mut running, &run);
+    // Each has a slot, and with it a GPU where there are any, of its own.
+    let of_bam = RunDir::new(place.at("runs/tiny"));
+    let slots = ["teacher-cola", "teacher-warmth"].map(|stage| {
+        let file: ControlFile = files::read_json(&of_bam.control(stage)).unwrap().unwrap();
+        file.places
+    });
+    assert!(slots == [[0], [1]] || slots == [[1], [0]], "{slots:?}");
     running.signal(Signal::SIGINT);
     let stopped = running.finish().expect(75);
     for stage in ["teacher-cola", "teacher-warmth"] {

@@ -60,7 +60,7 @@ pub fn probe(world: &dyn Communicator, token: Option<&Path>) -> Result<Probe> {
 /// What ranks that have GPUs find out about them; nothing where one has none.
 fn devices(world: &dyn Communicator) -> Result<Devices> {
     let mut found = Devices::default();
-    let place = match Place::choose(world, &ClusterSection::default()) {
+    let place = match Place::choose(world, &ClusterSection::default(), &[]) {
         Ok(place) if place.is_cuda() => place,
         Ok(_) => return Ok(found),
         // The same on all ranks.

@@ -85,7 +85,7 @@ impl Session {
         // Tokenising needs no GPU, and may well run where there is none.
         let place = match work.work {
             StageWork::Prepare => Place::CPU,
-            _ => Place::choose(world.as_ref(), &recipe.cluster)?,
+            _ => Place::choose(world.as_ref(), &recipe.cluster, &file.places)?,
         };
         control.send(&FromRank::Device { device: place.name() })?;
         let is_training = |stage: &&Stage| matches!(stage.work, StageWork::Train(_));

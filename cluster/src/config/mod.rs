@@ -5,6 +5,7 @@ mod given_teacher;
 mod json_schema;
 mod load;
 mod schema;
+mod single_processes;
 mod slurm;
 mod task_entry;
 mod train;
@@ -19,6 +20,7 @@ pub use schema::{
     ModelSection, Precision, PredictedSplit, Recipe, ReducePrecision, RegressionOutput, Reproducible, Sampling,
     SamplingMethod, Truncation,
 };
+pub use single_processes::{FEW_EXAMPLES, SingleProcesses};
 pub use slurm::{JOB_NAMES, JobSettings, Mail, SlurmSection, seconds as slurm_seconds};
 pub use task_entry::{OwnTask, TaskEntry, TaskType};
 pub use train::{LayerwiseDecay, LossReduction, OptimizerKind, RateScaling, Search, TrainSection, TrainSettings};

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::given_teacher::GivenTeachers;
+use super::single_processes::SingleProcesses;
 use super::slurm::SlurmSection;
 use super::task_entry::TaskEntry;
 use super::train::TrainSection;
@@ -344,8 +345,9 @@ pub struct ClusterSection {
     /// How many ranks; `-n` says otherwise. Default: in a batch job as many as it has tasks, else 1.
     pub processes: usize,
     /// How many of them train a model of one task, so that several such models are trained side by side, the longest
-    /// first; null: all, one model after another.
-    pub single_processes: Option<usize>,
+    /// first: a number, or one for each task (`{ mnli: 16, rte: 1, default: 4 }`); null: as many as have four examples of a
+    /// batch each.
+    pub single_processes: Option<SingleProcesses>,
     /// The hosts to start ranks on, each as `mpirun --host` takes it (`n1`, or `n1:4` for four ranks); none: this host, or
     /// those of the batch job that bam runs in.
     pub hosts: Vec<String>,
@@ -445,14 +447,6 @@ impl Default for ClusterSection {
             mpirun_args: vec![],
             srun_args: vec![],
         }
-    }
-}
-
-impl ClusterSection {
-    /// Ranks of a stage that trains a model of so many tasks, or, with none, of any other stage.
-    pub fn ranks(&self, tasks_learnt: usize) -> usize {
-        let single = if tasks_learnt == 1 { self.single_processes } else { None };
-        single.unwrap_or(self.processes)
     }
 }
 

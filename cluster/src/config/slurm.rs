@@ -62,8 +62,19 @@ pub struct SlurmSection {
 }
 
 /// The jobs that a run may have; `bam submit --dry-run` shows those of a recipe.
-pub const JOB_NAMES: [&str; 10] =
-    ["prepare", "teacher", "single", "multi", "logits", "student", "fine-tuned", "trial", "predict", "report"];
+pub const JOB_NAMES: [&str; 11] = [
+    "prepare",
+    "teacher",
+    "single",
+    "multi",
+    "choice",
+    "logits",
+    "student",
+    "fine-tuned",
+    "trial",
+    "predict",
+    "report",
+];
 
 /// What one of a run's jobs asks for instead of what the section asks for.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

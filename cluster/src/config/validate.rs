@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::error::{ConfigError, nearest};
 use super::schema::{Annealing, Breadth, DeviceKind, Launcher, Precision, Recipe, Reproducible};
+use super::single_processes::SingleProcesses;
 use super::slurm;
 use super::task_entry::{OwnTask, TaskEntry, TaskType};
 use super::train::{LayerwiseDecay, TrainSettings};
@@ -55,9 +56,7 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
     require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be at least 1")?;
     let processes = recipe.cluster.processes;
     require((1..=MOST_PROCESSES).contains(&processes), "cluster.processes", "must be at least 1 and at most 65536")?;
-    let single = recipe.cluster.single_processes;
-    let fits = single.is_none_or(|n| (1..=recipe.cluster.processes).contains(&n));
-    require(fits, "cluster.single_processes", "must be at least 1 and at most cluster.processes")?;
+    check_single_processes(recipe)?;
     check_hosts(&recipe.cluster.hosts)?;
     let names_hosts = recipe.cluster.launcher == Launcher::Srun && !recipe.cluster.hosts.is_empty();
     let problem = "is for mpirun; srun (cluster.launcher) starts ranks on the nodes of its job";
@@ -78,6 +77,18 @@ fn require(condition: bool, key: &str, problem: &str) -> Checked {
 }
 
 /// They become one argument of `mpirun`.
+fn check_single_processes(recipe: &Recipe) -> Checked {
+    let known: Vec<&str> = recipe.data.tasks.iter().map(TaskEntry::name).chain(["default"]).collect();
+    for (task, ranks) in recipe.cluster.single_processes.iter().flat_map(SingleProcesses::said) {
+        let key = task.map_or_else(String::new, |task| format!(".{task}"));
+        let key = format!("cluster.single_processes{key}");
+        task.map_or(Ok(()), |task| check_known(task, &key, &known))?;
+        let fits = (1..=recipe.cluster.processes).contains(&ranks);
+        require(fits, &key, "must be at least 1 and at most cluster.processes")?;
+    }
+    Ok(())
+}
+
 fn check_hosts(hosts: &[String]) -> Checked {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     for (i, entry) in hosts.iter().enumerate() {
@@ -208,8 +219,13 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
     require(batches.contains(&settings.batch_size), &at("batch_size"), "must be at least 1 and at most 16777216")?;
     require(settings.micro_batch_size != Some(0), &at("micro_batch_size"), "must be at least 1, or left out")?;
     let (n, parts, way_out) = match recipe.reproducible {
+        Reproducible::Processes if key == "train.multi" => {
+            (recipe.cluster.processes, "processes", "fewer processes (-n)")
+        }
         Reproducible::Processes => {
-            (recipe.cluster.ranks(if key == "train.multi" { 0 } else { 1 }), "processes", "fewer processes (-n)")
+            let ranks = |entry: &TaskEntry| recipe.cluster.single_ranks(entry.name(), settings.batch_size);
+            let most = recipe.data.tasks.iter().map(ranks).max().unwrap_or(1);
+            (most, "processes", "fewer of them (cluster.single_processes)")
         }
         Reproducible::WorldSize => (recipe.virtual_shards, "virtual shards", "fewer virtual_shards"),
     };

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mixture::Mixture;
 use super::schedule::Schedule;
-use crate::config::{GivenTeacher, TrainSettings};
+use crate::config::{ClusterSection, GivenTeacher, TrainSettings};
 use crate::digest;
 
 /// How many examples a task has.
@@ -155,6 +155,18 @@ impl Stage {
     /// How many tasks it trains a model of; 0 if it trains none.
     pub fn tasks_learnt(&self) -> usize {
         if let StageWork::Train(train) = &self.work { train.tasks.len() } else { 0 }
+    }
+
+    /// How many ranks it has. A choice needs none.
+    pub fn ranks(&self, cluster: &ClusterSection) -> usize {
+        match &self.work {
+            StageWork::Choose(_) => 0,
+            StageWork::Train(train) => match &train.tasks[..] {
+                [task] => cluster.single_ranks(task, train.settings.batch_size),
+                _ => cluster.processes,
+            },
+            StageWork::Prepare | StageWork::Logits(_) | StageWork::Predict(_) => cluster.processes,
+        }
     }
 
     /// What model it leaves, if it leaves one. Candidates, between which another stage chooses, do not count.

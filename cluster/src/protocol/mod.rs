@@ -29,6 +29,9 @@ pub struct ControlFile {
     pub secret: Secret,
     /// Which start of this run it is.
     pub incarnation: u64,
+    /// Which places of its host, counted from 0, the stage's ranks have, if other stages may run on the other ones; empty: all
+    /// that there are. A rank's place decides which GPU it has.
+    pub places: Vec<usize>,
 }
 
 /// From a rank to the launcher.

@@ -51,7 +51,7 @@ mod tests {
         let text = serde_json::to_string(&secret).unwrap();
         let text = text.trim_matches('"');
         assert_eq!(text.len(), 64);
-        let file = ControlFile { addresses: vec![], secret, incarnation: 1 };
+        let file = ControlFile { addresses: vec![], secret, incarnation: 1, places: vec![] };
         assert!(serde_json::to_string(&file).unwrap().contains(text));
         for shown in [format!("{file:?}"), format!("{file:#?}")] {
             assert!(!shown.contains(text) && shown.contains("Secret(…)"), "{shown}");

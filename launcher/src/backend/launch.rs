@@ -9,7 +9,7 @@ use bam_cluster::plan::Stage;
 use bam_cluster::run_dir::RunDir;
 use nix::sys::signal::Signal;
 
-use super::{Programs, Scratch, Starter, mpirun, srun};
+use super::{Programs, Scratch, Seats, Starter, mpirun, srun};
 use crate::shell::quoted;
 
 /// A command that starts ranks.
@@ -43,40 +43,13 @@ pub struct Start<'a> {
     pub cluster: &'a ClusterSection,
     /// What the ranks do.
     pub duty: Duty<'a>,
+    /// Where its ranks are.
+    pub seats: &'a Seats,
     /// Its directories on this host.
     pub scratch: &'a Scratch,
-    /// Which start of the run this is.
-    pub incarnation: u64,
-}
-
-/// Which of a job's nodes a stage is on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
-    /// How many.
-    pub nodes: usize,
-    /// From which on, counted from 0; none: from the first, as there is no choice.
-    pub first: Option<usize>,
-}
-
-impl Span {
-    /// A stage with all ranks has all nodes. One with fewer has as many as it needs, if as many ranks are on each as in a
-    /// stage with all: stages that run side by side would all begin on the first one, so that each start takes the next
-    /// ones.
-    fn of(nodes: usize, all: usize, ranks: usize, incarnation: u64) -> Span {
-        let a_node = all.div_ceil(nodes).max(1);
-        let needed = ranks.div_ceil(a_node).clamp(1, nodes);
-        let places = nodes / needed;
-        let first = (places > 1).then(|| (incarnation % places as u64) as usize * needed);
-        Span { nodes: needed, first }
-    }
 }
 
 impl Start<'_> {
-    /// Which of so many nodes of a job it is on.
-    pub(super) fn span(&self, nodes: usize) -> Span {
-        Span::of(nodes, self.cluster.processes, self.ranks(), self.incarnation)
-    }
-
     /// Its name, where somebody lists what runs.
     pub(super) fn name(&self) -> &str {
         match self.duty {
@@ -87,10 +60,7 @@ impl Start<'_> {
 
     /// How many ranks it has.
     pub fn ranks(&self) -> usize {
-        match self.duty {
-            Duty::Stage(_, stage) => self.cluster.ranks(stage.tasks_learnt()),
-            Duty::Probe(_) => self.cluster.processes,
-        }
+        self.seats.count()
     }
 
     /// What every rank has in its environment, on whichever host.
@@ -136,24 +106,5 @@ impl Launch {
         let environment = self.environment.iter().map(|(name, value)| format!("{name}={value}"));
         let words = std::iter::once(self.program.as_os_str()).chain(self.arguments.iter().map(OsString::as_os_str));
         environment.chain(words.map(|w| quoted(&w.to_string_lossy()))).collect::<Vec<_>>().join(" ")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stages_with_fewer_ranks_take_turns_with_the_nodes() {
-        let span = |nodes, all, ranks, incarnation| {
-            let Span { nodes, first } = Span::of(nodes, all, ranks, incarnation);
-            (nodes, first)
-        };
-        assert_eq!(span(4, 16, 16, 7), (4, None));
-        assert_eq!(span(1, 4, 2, 7), (1, None));
-        assert_eq!([1, 2, 3].map(|n| span(4, 16, 8, n)), [(2, Some(2)), (2, Some(0)), (2, Some(2))]);
-        assert_eq!(span(3, 3, 2, 5), (2, None));
-        // More nodes than ranks.
-        assert_eq!(span(4, 2, 2, 3), (2, Some(2)));
     }
 }

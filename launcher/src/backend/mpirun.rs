@@ -8,8 +8,8 @@ use bam_cluster::config::ClusterSection;
 use bam_cluster::protocol::Reach;
 use nix::sys::signal::Signal;
 
-use super::launch::{Launch, Span, Start};
-use super::{Programs, reach};
+use super::launch::{Launch, Start};
+use super::{Programs, Seats, reach};
 use crate::slurm::Allocation;
 
 /// More ranks than cores must not spin (an all-reduce then takes 20 ms instead of half a one), and a rank must not be
@@ -77,13 +77,12 @@ pub(super) fn launch(mpirun: &Path, programs: &Programs, start: &Start) -> Launc
     let mut arguments: Vec<OsString> = vec!["-n".into(), start.ranks().to_string().into()];
     arguments.push("--tag-output".into());
     arguments.extend(SHARE_THE_CORES.iter().chain(&KILL_AT_ONCE).map(OsString::from));
-    if !cluster.hosts.is_empty() {
-        arguments.extend(["--host".into(), cluster.hosts.join(",").into()]);
-    }
-    if let Some(job) = job.filter(|_| !names_hosts(cluster)) {
-        let hosts = hosts_of(start.span(job.nodes.max(1) as usize));
-        arguments.extend(hosts.into_iter().flat_map(|hosts| ["--host".into(), hosts.into()]));
-    }
+    let named = if cluster.hosts.is_empty() {
+        job.filter(|_| !names_hosts(cluster)).and_then(|_| by_place(start.seats))
+    } else {
+        Some(by_name(cluster, start.seats))
+    };
+    arguments.extend(named.into_iter().flat_map(|hosts| ["--host".into(), hosts.into()]));
     if reach == Reach::Network {
         arguments.extend(PROBE_HOSTS.map(OsString::from));
     }
@@ -100,9 +99,35 @@ fn is_said(cluster: &ClusterSection, parameter: &str) -> bool {
 }
 
 /// The nodes of a job by their places in it, as Open MPI takes them; none for all of them.
-fn hosts_of(span: Span) -> Option<String> {
-    let first = span.first?;
-    Some((first..first + span.nodes).map(|node| format!("+n{node}")).collect::<Vec<_>>().join(","))
+fn by_place(seats: &Seats) -> Option<String> {
+    let first = seats.first_of_some()?;
+    Some((first..first + seats.ranks.len()).map(|node| format!("+n{node}")).collect::<Vec<_>>().join(","))
+}
+
+/// The recipe's hosts; of a stage with a part of them, those that it is on, with its ranks on each.
+fn by_name(cluster: &ClusterSection, seats: &Seats) -> String {
+    if seats.is_everywhere() {
+        return cluster.hosts.join(",");
+    }
+    let own = hosts(cluster).into_iter().skip(seats.first).zip(&seats.ranks);
+    own.map(|((host, _), ranks)| format!("{host}:{ranks}")).collect::<Vec<_>>().join(",")
+}
+
+/// The recipe's hosts, each once, with as many slots as it says. Where that is not enough for all ranks, `mpirun` puts more of
+/// them on all hosts alike.
+pub(super) fn hosts(cluster: &ClusterSection) -> Vec<(String, usize)> {
+    let mut hosts: Vec<(String, usize)> = vec![];
+    for entry in &cluster.hosts {
+        let (name, slots) = entry.split_once(':').unwrap_or((entry, "1"));
+        let slots = slots.parse().unwrap_or(1);
+        match hosts.iter_mut().find(|(host, _)| host == name) {
+            Some((_, more)) => *more += slots,
+            None => hosts.push((name.to_owned(), slots)),
+        }
+    }
+    let missing = cluster.processes.saturating_sub(hosts.iter().map(|(_, slots)| slots).sum());
+    let more = missing.div_ceil(hosts.len().max(1));
+    hosts.into_iter().map(|(host, slots)| (host, slots + more)).collect()
 }
 
 /// A command that prints the name of each of a job's nodes, if `mpirun` can start something there.
@@ -126,7 +151,7 @@ mod tests {
     use bam_cluster::run_dir::RunDir;
 
     use super::*;
-    use crate::backend::{Duty, Scratch, Starter};
+    use crate::backend::{Duty, Scratch, Starter, slots};
 
     fn programs() -> Programs {
         let starter = Starter::Mpirun("/usr/bin/mpirun".into());
@@ -134,9 +159,14 @@ mod tests {
     }
 
     fn launch(cluster: &ClusterSection) -> Launch {
+        let seats = slots(&programs(), cluster).find(cluster.processes).unwrap();
+        launch_on(cluster, &seats)
+    }
+
+    fn launch_on(cluster: &ClusterSection, seats: &Seats) -> Launch {
         let stage = Stage { name: "logits".into(), work: StageWork::Prepare };
         let (run, scratch) = (RunDir::new("/runs/my run"), Scratch::new().unwrap());
-        let start = Start { cluster, duty: Duty::Stage(&run, &stage), scratch: &scratch, incarnation: 1 };
+        let start = Start { cluster, duty: Duty::Stage(&run, &stage), seats, scratch: &scratch };
         Launch::new(&programs(), &start)
     }
 
@@ -151,8 +181,33 @@ mod tests {
 
     #[test]
     fn nodes_are_named_by_their_places() {
-        assert_eq!(hosts_of(Span { nodes: 2, first: Some(2) }).as_deref(), Some("+n2,+n3"));
-        assert_eq!(hosts_of(Span { nodes: 2, first: None }), None);
+        let seats = |first, ranks: &[usize]| Seats { first, ranks: ranks.to_vec(), of: 4, places: vec![] };
+        assert_eq!(by_place(&seats(2, &[4, 4])).as_deref(), Some("+n2,+n3"));
+        assert_eq!(by_place(&seats(0, &[4; 4])), None);
+    }
+
+    /// Where each of so many stages, started one after the other, is.
+    fn placed(hosts: &[&str], processes: usize, stages: &[usize]) -> Vec<String> {
+        let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let cluster = ClusterSection { hosts, processes, ..ClusterSection::default() };
+        let mut free = slots(&programs(), &cluster);
+        let mut place = |ranks: &usize| {
+            let seats = free.find(*ranks).unwrap();
+            free.take(&seats);
+            let line = launch_on(&cluster, &seats).command_line();
+            let (_, host) = line.split_once(" --host ").unwrap();
+            host.split(' ').next().unwrap().to_owned()
+        };
+        stages.iter().map(&mut place).collect()
+    }
+
+    #[test]
+    fn stages_side_by_side_are_on_hosts_of_their_own() {
+        assert_eq!(placed(&["n1:32", "n2:32"], 64, &[16, 32, 16]), ["n1:16", "n2:32", "n1:16"]);
+        assert_eq!(placed(&["n1:32", "n2:32"], 64, &[64]), ["n1:32,n2:32"]);
+        // Hosts that are named more than once, or without a number.
+        assert_eq!(placed(&["n1", "n2", "n1"], 3, &[1, 2]), ["n2:1", "n1:2"]);
+        assert_eq!(placed(&["n1", "n2"], 8, &[4, 4]), ["n1:4", "n2:4"]);
     }
 
     #[test]
@@ -165,7 +220,7 @@ mod tests {
     #[test]
     fn hosts_are_named_and_probed() {
         let hosts = ["n1", "n2:4"].map(str::to_owned).to_vec();
-        let cluster = ClusterSection { hosts, ..ClusterSection::default() };
+        let cluster = ClusterSection { hosts, processes: 5, ..ClusterSection::default() };
         let line = launch(&cluster).command_line();
         assert!(line.contains(" --host n1,n2:4 --mca oob_tcp_keepalive_time 20 "), "{line}");
         assert!(!line.contains("OMPI_MCA_orte_tmpdir_base"), "{line}");

@@ -8,7 +8,7 @@ use bam_cluster::config::ClusterSection;
 use nix::sys::signal::Signal;
 
 use super::Programs;
-use super::launch::{Launch, Span, Start};
+use super::launch::{Launch, Start};
 
 /// `srun` in a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,9 +97,8 @@ pub(super) fn launch(srun: &Srun, programs: &Programs, start: &Start) -> Launch 
     arguments.extend(DIE_TOGETHER.iter().chain(&SHARE_THE_NODES).map(OsString::from));
     arguments.extend(["--export=ALL".into(), format!("--job-name={}", start.name()).into()]);
     arguments.push(format!("--ntasks={}", start.ranks()).into());
-    let Span { nodes, first } = start.span(srun.nodes);
-    arguments.push(format!("--nodes={nodes}").into());
-    arguments.extend(first.map(|first| format!("--relative={first}").into()));
+    arguments.push(format!("--nodes={}", start.seats.ranks.len()).into());
+    arguments.extend(start.seats.first_of_some().map(|first| format!("--relative={first}").into()));
     arguments.extend(start.cluster.srun_args.iter().map(OsString::from));
     arguments.extend(start.worker(programs));
     // On SIGKILL, srun would leave its ranks behind; on SIGTERM, it kills them at once, on all nodes.
@@ -112,22 +111,23 @@ mod tests {
     use bam_cluster::run_dir::RunDir;
 
     use super::*;
-    use crate::backend::{Duty, Scratch, Starter};
+    use crate::backend::{Duty, Scratch, Starter, slots};
 
-    fn on(nodes: usize, cluster: &ClusterSection, incarnation: u64) -> Launch {
+    fn on(nodes: usize, cluster: &ClusterSection, ranks: usize) -> Launch {
         let srun = Srun { program: "/usr/bin/srun".into(), mpi: Some("pmix_v4".into()), nodes };
         let worker = "/opt/bam-worker".into();
         let programs = Programs { starter: Starter::Srun(srun), why: String::new(), worker };
         let stage = Stage { name: "logits".into(), work: StageWork::Prepare };
         let (run, scratch) = (RunDir::new("/runs/my run"), Scratch::new().unwrap());
-        let start = Start { cluster, duty: Duty::Stage(&run, &stage), scratch: &scratch, incarnation };
+        let seats = slots(&programs, cluster).find(ranks).unwrap();
+        let start = Start { cluster, duty: Duty::Stage(&run, &stage), seats: &seats, scratch: &scratch };
         Launch::new(&programs, &start)
     }
 
     #[test]
     fn the_step_has_as_many_ranks_as_asked_and_shares_its_nodes() {
         let cluster = ClusterSection { processes: 3, threads: 2, ..ClusterSection::default() };
-        let launch = on(2, &cluster, 1);
+        let launch = on(2, &cluster, 3);
         let line = launch.command_line();
         assert!(line.starts_with("OMP_NUM_THREADS=2 HDF5_USE_FILE_LOCKING="), "{line}");
         let expected = " /usr/bin/srun --mpi=pmix_v4 --kill-on-bad-exit=1 --label --overlap --overcommit --cpu-bind=none \
@@ -138,6 +138,8 @@ mod tests {
         for name in ["SLURM_NTASKS_PER_NODE", "SLURM_EXPORT_ENV", "SLURM_MEM_PER_CPU"] {
             assert!(launch.without.contains(&name), "{name}");
         }
+        let part = on(2, &cluster, 1).command_line();
+        assert!(part.contains(" --ntasks=1 --nodes=1 --relative=0 "), "{part}");
         // By these, srun knows the cluster and the job.
         assert!(!launch.without.contains(&"SLURM_CONF") && !launch.without.contains(&"SLURM_JOB_ID"));
     }

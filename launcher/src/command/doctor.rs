@@ -4,6 +4,7 @@ use bam_cluster::config::{ClusterSection, SlurmSection};
 use bam_cluster::exit_code;
 
 use crate::cli::{DoctorArguments, RecipeArguments};
+use crate::conduct;
 use crate::doctor::{Finding, Needs, Patient, Verdict, examine};
 use crate::failure;
 use crate::forecast::{Forecast, Layout};
@@ -55,11 +56,14 @@ fn needs(project: &Project) -> Needs {
     let cluster = &project.recipe.cluster;
     let layout = Layout { nodes: cluster.hosts.len().max(1), processes: cluster.processes, gpus_per_node: None };
     let forecast = Forecast::of(project, layout, None);
+    let side_by_side = conduct::side_by_side(&project.plan.stages, cluster);
     let memory = forecast.trainings.iter().map(|training| {
         let ranks = training.ranks.min(layout.ranks_on_a_node());
-        training.memory.host(ranks)
+        // Others of its kind run beside it.
+        let beside = (layout.ranks_on_a_node() / ranks.max(1)).min(side_by_side).max(1);
+        training.memory.host(ranks) * beside as f64
     });
-    Needs { disk: forecast.disk.total(), memory: memory.fold(0.0, f64::max) }
+    Needs { disk: forecast.disk.total(), memory: memory.fold(0.0, f64::max), side_by_side }
 }
 
 fn render(findings: &[Finding]) -> String {

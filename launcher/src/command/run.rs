@@ -14,7 +14,7 @@ use bam_cluster::stage_record;
 use crate::backend::Programs;
 use crate::cli::{PredictArguments, RunArguments};
 use crate::command_log::CommandLine;
-use crate::conduct::Conductor;
+use crate::conduct::{self, Conductor};
 use crate::descriptors;
 use crate::ending::Ending;
 use crate::failure;
@@ -36,7 +36,8 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<u8> {
     // Everything up to the lock only looks, so that bad input changes nothing.
     let project = Project::load(&arguments.recipe)?;
     let programs = Programs::find(&project.recipe.cluster)?;
-    descriptors::make_room(&project.recipe.cluster)?;
+    let cluster = &project.recipe.cluster;
+    descriptors::make_room(cluster.processes, conduct::side_by_side(&project.plan.stages, cluster))?;
     let run = RunDir::new(super::directory_or_default(arguments.run_dir.as_deref(), &project.recipe.name)?);
     let share = Share::of(&arguments.stages, &project.plan)?;
     let lock = match &share.stages {
@@ -184,7 +185,7 @@ fn faults_of(arguments: &RunArguments, project: &Project) -> anyhow::Result<Vec<
         let stage = project.plan.stage(&fault.stage);
         let names = || project.plan.stages.iter().map(|stage| stage.name.as_str());
         let stage = stage.ok_or_else(|| NoSuchStage::new(&format!("--inject {fault}"), &fault.stage, names()))?;
-        let ranks = project.recipe.cluster.ranks(stage.tasks_learnt());
+        let ranks = stage.ranks(&project.recipe.cluster);
         ensure!(fault.rank < ranks, "--inject {fault}: the stage has {ranks} ranks, numbered from 0");
     }
     Ok(arguments.inject.clone())

@@ -20,7 +20,7 @@ use bam_cluster::protocol::Begin;
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::{self, RecordError, StageRecord, Standing, Sums};
 
-use crate::backend::Programs;
+use crate::backend::{self, Programs, Seats};
 use crate::choice;
 use crate::forecast::Remaining;
 use crate::project::Project;
@@ -30,7 +30,7 @@ use crate::stage_inputs::{self, StageInputs};
 use crate::supervise::{self, Decision, End, Finding, History, Interrupts, Screen, StageJob, Verbosity, Verdict};
 use schedule::Schedule;
 
-pub use schedule::duration;
+pub use schedule::{duration, side_by_side};
 pub use summary::summary;
 
 /// Who takes the stages to their ends.
@@ -139,7 +139,9 @@ impl<'a> Conductor<'a> {
         for warning in &self.project.warnings {
             self.screen.warn(&format!("warning: {warning}"));
         }
-        let mut schedule = Schedule::new(&self.project.plan.stages, &self.project.recipe.cluster);
+        let cluster = &self.project.recipe.cluster;
+        let slots = backend::slots(&self.programs, cluster);
+        let mut schedule = Schedule::new(&self.project.plan.stages, cluster, slots);
         let (sender, endings) = mpsc::channel();
         let mut stopped = None;
         let outcome = thread::scope(|scope| {
@@ -175,7 +177,7 @@ impl<'a> Conductor<'a> {
         stopped: &mut Option<u8>,
     ) -> anyhow::Result<()> {
         loop {
-            while let Some(stage) = schedule.next() {
+            while let Some((stage, seats)) = schedule.next() {
                 let name = &stage.name;
                 let made_from = inputs.of(&self.run, stage)?;
                 let is_asked_for = self.only.as_ref().is_none_or(|only| only.contains(name));
@@ -202,11 +204,11 @@ impl<'a> Conductor<'a> {
                 } else {
                     stage_record::begin(&self.run, name, &made_from)?;
                     self.announce(stage);
-                    schedule.start(name);
+                    schedule.start(name, seats.clone());
                     let sender = sender.clone();
                     scope.spawn(move || {
                         let began = Instant::now();
-                        let end = self.perform(stage, &made_from);
+                        let end = self.perform(stage, &seats, &made_from);
                         drop(sender.send(Ending { stage, made_from, seconds: began.elapsed().as_secs_f64(), end }));
                     });
                 }
@@ -240,7 +242,7 @@ impl<'a> Conductor<'a> {
 
     /// Says that a stage starts.
     fn announce(&self, stage: &Stage) {
-        let ranks = self.project.recipe.cluster.ranks(stage.tasks_learnt());
+        let ranks = stage.ranks(&self.project.recipe.cluster);
         let ranks = if ranks == 1 { "1 process".to_owned() } else { format!("{ranks} processes") };
         let work = match &stage.work {
             StageWork::Train(train) => format!("{} steps on ", train.schedule.total_steps),
@@ -279,7 +281,7 @@ impl<'a> Conductor<'a> {
     }
 
     /// Starts a stage's ranks and stays with them; starts them again if they fail and that may help.
-    fn perform(&self, stage: &Stage, made_from: &Sums) -> anyhow::Result<End> {
+    fn perform(&self, stage: &Stage, seats: &Seats, made_from: &Sums) -> anyhow::Result<End> {
         let cluster = &self.project.recipe.cluster;
         let (mut history, mut checkpoint) = (History::default(), None);
         let mut faults: Vec<Fault> = self.faults.iter().filter(|f| f.stage == stage.name).cloned().collect();
@@ -295,6 +297,7 @@ impl<'a> Conductor<'a> {
                 run: &self.run,
                 recipe: &self.project.recipe,
                 programs: &self.programs,
+                seats,
                 begin,
                 incarnation: self.next_incarnation(stage)?,
                 checkpoint,

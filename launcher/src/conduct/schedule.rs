@@ -1,5 +1,6 @@
-//! Which stage may start next: one whose needs are met, on ranks that are free; of the earliest trial, and the longest
-//! first where several can run side by side.
+//! Which stage may start next: one whose needs are met, on slots that are free. Of those that could, one of the earliest
+//! trial, and the longest first where several can run side by side; what has to wait for more slots keeps no other waiting,
+//! so that none lie idle while there is something to train.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,43 +8,50 @@ use std::collections::{BTreeMap, BTreeSet};
 use bam_cluster::config::ClusterSection;
 use bam_cluster::plan::Stage;
 
+use crate::backend::{Seats, Slots};
+
 /// A run's stages and how far each has come.
 pub(super) struct Schedule<'a> {
     stages: &'a [Stage],
     cluster: &'a ClusterSection,
     /// Not looked at yet.
     open: BTreeSet<usize>,
-    /// Ranks of those that run.
-    running: BTreeMap<&'a str, usize>,
+    /// Where those are that run.
+    running: BTreeMap<&'a str, Seats>,
+    slots: Slots,
     complete: BTreeSet<&'a str>,
 }
 
 impl<'a> Schedule<'a> {
-    pub(super) fn new(stages: &'a [Stage], cluster: &'a ClusterSection) -> Self {
+    pub(super) fn new(stages: &'a [Stage], cluster: &'a ClusterSection, slots: Slots) -> Self {
         let open = (0..stages.len()).collect();
-        Schedule { stages, cluster, open, running: BTreeMap::new(), complete: BTreeSet::new() }
+        Schedule { stages, cluster, open, running: BTreeMap::new(), slots, complete: BTreeSet::new() }
     }
 
-    /// The stage to look at next, if there is one that could start now.
-    pub(super) fn next(&self) -> Option<&'a Stage> {
-        let free = self.cluster.processes.saturating_sub(self.running.values().sum());
-        let can_start = |&&i: &&usize| {
+    /// The stage to look at next, if there is one that could start now, and where.
+    pub(super) fn next(&self) -> Option<(&'a Stage, Seats)> {
+        let is_ready = |&&i: &&usize| self.stages[i].needs().iter().all(|need| self.complete.contains(need));
+        let key = |&i: &usize| {
             let stage = &self.stages[i];
-            self.cluster.ranks(stage.tasks_learnt()) <= free
-                && stage.needs().iter().all(|need| self.complete.contains(need))
+            // Those that fill the cluster run one after another in any case: in the order of the plan.
+            let side_by_side = stage.ranks(self.cluster) < self.cluster.processes;
+            (stage.trial(), Reverse(if side_by_side { self.length(stage) } else { 0 }), i)
         };
-        let side_by_side = 2 * self.cluster.ranks(1) <= self.cluster.processes;
-        let key = |&&i: &&usize| {
-            let stage = &self.stages[i];
-            (stage.trial(), Reverse(if side_by_side { stage.examples() } else { 0 }), i)
-        };
-        self.open.iter().filter(can_start).min_by_key(key).map(|&i| &self.stages[i])
+        let mut ready: Vec<usize> = self.open.iter().filter(is_ready).copied().collect();
+        ready.sort_by_key(key);
+        ready.iter().find_map(|&i| Some((&self.stages[i], self.slots.find(self.stages[i].ranks(self.cluster))?)))
     }
 
-    /// A stage has been started.
-    pub(super) fn start(&mut self, name: &str) {
+    /// How long a stage takes beside others: the examples of one of its ranks.
+    fn length(&self, stage: &Stage) -> u64 {
+        stage.examples() / stage.ranks(self.cluster).max(1) as u64
+    }
+
+    /// A stage has been started there.
+    pub(super) fn start(&mut self, name: &str, seats: Seats) {
         if let Some(stage) = self.take(name) {
-            self.running.insert(&stage.name, self.cluster.ranks(stage.tasks_learnt()));
+            self.slots.take(&seats);
+            self.running.insert(&stage.name, seats);
         }
     }
 
@@ -54,7 +62,9 @@ impl<'a> Schedule<'a> {
 
     /// A stage does not run any more.
     pub(super) fn end(&mut self, name: &str) {
-        self.running.remove(name);
+        if let Some(seats) = self.running.remove(name) {
+            self.slots.give_back(&seats);
+        }
     }
 
     /// A stage's products are there.
@@ -83,13 +93,19 @@ impl<'a> Schedule<'a> {
     }
 }
 
-/// How long a run takes whose stages take so many seconds each, started as this schedule starts them.
-pub fn duration(stages: &[Stage], cluster: &ClusterSection, seconds: impl Fn(&Stage) -> f64) -> f64 {
-    let mut schedule = Schedule::new(stages, cluster);
+/// How many stages may run at the same time at most.
+pub fn side_by_side(stages: &[Stage], cluster: &ClusterSection) -> usize {
+    let fewest = stages.iter().map(|stage| stage.ranks(cluster)).filter(|ranks| *ranks > 0).min().unwrap_or(1);
+    (cluster.processes / fewest).min(stages.len())
+}
+
+/// How long a run takes whose stages take so many seconds each, started as this schedule starts them on so many nodes.
+pub fn duration(stages: &[Stage], cluster: &ClusterSection, nodes: usize, seconds: impl Fn(&Stage) -> f64) -> f64 {
+    let mut schedule = Schedule::new(stages, cluster, Slots::even(nodes, cluster.processes));
     let (mut now, mut running) = (0.0, vec![]);
     loop {
-        while let Some(stage) = schedule.next() {
-            schedule.start(&stage.name);
+        while let Some((stage, seats)) = schedule.next() {
+            schedule.start(&stage.name, seats);
             running.push((now + seconds(stage), stage));
         }
         let next_end = (0..running.len()).min_by(|&a, &b| f64::total_cmp(&running[a].0, &running[b].0));
@@ -117,18 +133,19 @@ mod tests {
         Plan::derive(&recipe, &sizes).stages
     }
 
-    fn ranks(processes: usize, single_processes: Option<usize>) -> ClusterSection {
+    fn ranks(processes: usize, single_processes: &str) -> ClusterSection {
+        let single_processes = serde_norway::from_str(single_processes).unwrap();
         ClusterSection { processes, single_processes, ..ClusterSection::default() }
     }
 
     /// Which stages start together, wave by wave, if all of a wave end at the same time.
     fn waves<'a>(stages: &'a [Stage], cluster: &'a ClusterSection) -> Vec<Vec<&'a str>> {
-        let mut schedule = Schedule::new(stages, cluster);
+        let mut schedule = Schedule::new(stages, cluster, Slots::even(1, cluster.processes));
         let mut waves = vec![];
         loop {
             let mut wave = vec![];
-            while let Some(stage) = schedule.next() {
-                schedule.start(&stage.name);
+            while let Some((stage, seats)) = schedule.next() {
+                schedule.start(&stage.name, seats);
                 wave.push(stage.name.as_str());
             }
             if wave.is_empty() {
@@ -145,7 +162,7 @@ mod tests {
     #[test]
     fn with_all_ranks_for_each_stage_they_run_in_the_order_of_the_plan() {
         let all = stages("trials: 2");
-        let cluster = ranks(4, None);
+        let cluster = ranks(4, "null");
         let order: Vec<&str> = waves(&all, &cluster).into_iter().flatten().collect();
         assert_eq!(order, all.iter().map(|s| s.name.as_str()).collect::<Vec<_>>());
     }
@@ -159,9 +176,9 @@ mod tests {
             vec!["logits"],
             vec!["student"],
         ];
-        assert_eq!(waves(&stages(""), &ranks(4, Some(2))), expected);
+        assert_eq!(waves(&stages(""), &ranks(4, "2")), expected);
         let two = stages("trials: 2");
-        let cluster = ranks(8, Some(2));
+        let cluster = ranks(8, "2");
         let wide = waves(&two, &cluster);
         assert_eq!(wide[1], ["teacher-cola", "teacher-mrpc", "teacher-rte", "teacher-cola@2"]);
     }
@@ -175,22 +192,64 @@ mod tests {
             "teacher-rte" => 3.0,
             _ => 1.0,
         };
-        assert_eq!(duration(&all, &ranks(2, None), seconds), 20.0);
+        assert_eq!(duration(&all, &ranks(2, "null"), 1, seconds), 20.0);
         // Both of the shorter teachers beside the longest.
-        assert_eq!(duration(&all, &ranks(2, Some(1)), seconds), 13.0);
+        assert_eq!(duration(&all, &ranks(2, "1"), 1, seconds), 13.0);
     }
 
     #[test]
     fn what_needs_a_stage_that_is_held_never_starts() {
         let all = stages("");
-        let cluster = ranks(1, None);
-        let mut schedule = Schedule::new(&all, &cluster);
+        let cluster = ranks(1, "null");
+        let mut schedule = Schedule::new(&all, &cluster, Slots::even(1, 1));
         schedule.complete("prepare");
         schedule.hold("teacher-rte");
         for name in ["teacher-mrpc", "teacher-cola"] {
-            assert_eq!(schedule.next().unwrap().name, name);
+            assert_eq!(schedule.next().unwrap().0.name, name);
             schedule.complete(name);
         }
         assert!(schedule.next().is_none());
+    }
+
+    #[test]
+    fn each_model_has_its_own_number_of_ranks_and_slots_that_no_other_has() {
+        let all = stages("");
+        let cluster = ranks(8, "{ cola: 4, rte: 1, default: 2 }");
+        let mut schedule = Schedule::new(&all, &cluster, Slots::even(2, 8));
+        schedule.complete("prepare");
+        let start = |schedule: &mut Schedule, name: &str| {
+            let (stage, seats) = schedule.next().unwrap();
+            assert_eq!(stage.name, name);
+            schedule.start(name, seats.clone());
+            (seats.first, seats.ranks, seats.places)
+        };
+        // RTE's one rank has more to compute than each of CoLA's four, and each of those more than each of MRPC's two.
+        assert_eq!(start(&mut schedule, "teacher-rte"), (0, vec![1], vec![0]));
+        assert_eq!(start(&mut schedule, "teacher-cola"), (1, vec![4], vec![]));
+        assert_eq!(start(&mut schedule, "teacher-mrpc"), (0, vec![2], vec![1, 2]));
+        for name in ["teacher-cola", "teacher-rte"] {
+            schedule.end(name);
+            schedule.complete(name);
+        }
+        assert!(schedule.next().is_none());
+        schedule.end("teacher-mrpc");
+        schedule.complete("teacher-mrpc");
+        assert_eq!(start(&mut schedule, "logits"), (0, vec![4, 4], vec![]));
+    }
+
+    #[test]
+    fn a_choice_needs_no_ranks() {
+        let all = stages("mode: single\ntrain: { single: { search: { learning_rate: [5.0e-5, 3.0e-5] } } }");
+        let cluster = ranks(2, "1");
+        let mut schedule = Schedule::new(&all, &cluster, Slots::even(1, 2));
+        schedule.complete("prepare");
+        for name in ["single-cola+1", "single-cola+2"] {
+            let (stage, seats) = schedule.next().unwrap();
+            assert_eq!(stage.name, name);
+            schedule.start(name, seats);
+        }
+        schedule.complete("single-rte+1");
+        schedule.complete("single-rte+2");
+        assert_eq!(schedule.next().unwrap().0.name, "single-rte");
     }
 }

@@ -9,7 +9,7 @@ use bam_cluster::config::ClusterSection;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 
-use super::Finding;
+use super::{Finding, Needs};
 use crate::descriptors;
 use crate::slurm::Allocation;
 
@@ -25,14 +25,14 @@ const THREADS_A_RANK: usize = 8;
 /// For each rank of a host.
 const SHARED_A_RANK: f64 = 8.0 * (1u64 << 20) as f64;
 
-/// Looks at it. `needed`: bytes of memory that a run takes on a host.
-pub fn look(cluster: &ClusterSection, needed: Option<f64>) -> Vec<Finding> {
+/// Looks at it.
+pub fn look(cluster: &ClusterSection, needs: Option<Needs>) -> Vec<Finding> {
     let mut findings = vec![cores(cluster)];
-    findings.extend(memory(cluster, needed));
+    findings.extend(memory(cluster, needs.map(|needs| needs.memory)));
     findings.extend(shared_memory(cluster));
     findings.extend(address_space());
     findings.extend(processes(cluster));
-    findings.push(match descriptors::make_room(cluster) {
+    findings.push(match descriptors::make_room(cluster.processes, needs.map_or(1, |needs| needs.side_by_side)) {
         Ok(()) => Finding::ok(ABOUT, format!("file descriptors for {} processes", cluster.processes)),
         Err(error) => Finding::of_error(ABOUT, &error.to_string()),
     });

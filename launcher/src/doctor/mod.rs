@@ -36,6 +36,8 @@ pub struct Needs {
     pub disk: f64,
     /// Bytes of memory on each host.
     pub memory: f64,
+    /// Stages at the same time.
+    pub side_by_side: usize,
 }
 
 /// How something is.
@@ -107,7 +109,7 @@ pub fn examine(patient: &Patient) -> Vec<Finding> {
     if let Some(programs) = programs {
         findings.extend(ranks::look(&programs, cluster, directory));
     }
-    findings.extend(machine::look(cluster, needs.map(|needs| needs.memory)));
+    findings.extend(machine::look(cluster, *needs));
     findings.extend(gpus::look(slurm.gpus_per_node));
     findings.extend(files::look(directory, needs.map(|needs| needs.disk)));
     findings.extend(patient.files.iter().cloned());

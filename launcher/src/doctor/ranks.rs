@@ -32,7 +32,8 @@ pub fn look(programs: &Programs, cluster: &ClusterSection, directory: &Path) -> 
     };
     let token = token(nearest(directory));
     let duty = Duty::Probe(token.as_ref().map(|token| token.path()));
-    let start = Start { cluster, duty, scratch: &scratch, incarnation: 0 };
+    let seats = backend::slots(programs, cluster).all(cluster.processes);
+    let start = Start { cluster, duty, seats: &seats, scratch: &scratch };
     let launch = Launch::new(programs, &start);
     match backend::output(&launch) {
         Ok(lines) => {

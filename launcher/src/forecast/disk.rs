@@ -50,7 +50,7 @@ impl Disk {
                     let written = train.schedule.total_steps.div_ceil(recipe.checkpoint.every_steps);
                     disk.models += model;
                     disk.checkpoints += checkpoint * written.min(recipe.checkpoint.keep as u64) as f64;
-                    let side_by_side = recipe.cluster.processes / recipe.cluster.ranks(train.tasks.len()).max(1);
+                    let side_by_side = recipe.cluster.processes / stage.ranks(&recipe.cluster).max(1);
                     largest = largest.max(checkpoint * side_by_side.max(1) as f64);
                 }
                 StageWork::Logits(logits) => {

@@ -9,7 +9,7 @@ mod pace;
 mod remaining;
 mod spread;
 
-use bam_cluster::config::{Precision, Reproducible, SlurmSection};
+use bam_cluster::config::{FEW_EXAMPLES, Precision, Reproducible, SingleProcesses, SlurmSection};
 use bam_cluster::encoder::EncoderConfig;
 use bam_cluster::plan::{Stage, StageWork, TrainStage};
 use bam_cluster::task::Task;
@@ -29,8 +29,6 @@ use crate::numbers::count;
 use crate::project::Project;
 use crate::slurm::{ChainJob, Ranks, chain};
 
-/// Examples of a rank in a step, below which more ranks gain little.
-const FEW_EXAMPLES: usize = 4;
 /// A share of the ranks' time that is worth a warning.
 const MUCH_WAITING: f64 = 0.1;
 
@@ -101,12 +99,14 @@ impl Forecast {
         let Project { recipe, plan, encoder, .. } = project;
         let work = Work { plan, lengths: &project.lengths, shape: &encoder.config };
         let seconds_of = |stage: &Stage| {
-            let ranks = recipe.cluster.ranks(stage.tasks_learnt());
+            let ranks = stage.ranks(&recipe.cluster);
             pace.as_ref().map(|pace| work.seconds(stage, ranks, pace))
         };
         let stage_seconds: Option<Vec<f64>> = plan.stages.iter().map(seconds_of).collect();
         let whole = |_: &Vec<f64>| {
-            conduct::duration(&plan.stages, &recipe.cluster, |stage| seconds_of(stage).unwrap_or_default())
+            conduct::duration(&plan.stages, &recipe.cluster, layout.nodes, |stage| {
+                seconds_of(stage).unwrap_or_default()
+            })
         };
         let mut forecast = Forecast {
             layout,
@@ -145,7 +145,7 @@ pub fn parameters(shape: &EncoderConfig, tasks: &[Task], learnt: &[String]) -> u
 fn training(project: &Project, layout: &Layout, stage: &Stage, train: &TrainStage) -> TrainingForecast {
     let Project { recipe, encoder, tasks, plan, lengths, .. } = project;
     let shape = &encoder.config;
-    let (batch, ranks) = (train.settings.batch_size, recipe.cluster.ranks(stage.tasks_learnt()));
+    let (batch, ranks) = (train.settings.batch_size, stage.ranks(&recipe.cluster));
     let share = Share::of(batch, ranks, recipe.reproducible, recipe.virtual_shards, train.settings.micro_batch_size);
     let work = Work { plan, lengths, shape };
     let shares = train.mixture.shares(&train.sizes);
@@ -235,12 +235,13 @@ fn problems(project: &Project, layout: &Layout) -> Vec<String> {
             layout.processes.next_power_of_two()
         ));
     }
-    if let Some(single) = recipe.cluster.single_processes.filter(|single| *single > layout.processes) {
+    let said = recipe.cluster.single_processes.iter().flat_map(SingleProcesses::said).map(|(_, ranks)| ranks);
+    if let Some(single) = said.max().filter(|single| *single > layout.processes) {
         problems.push(format!("cluster.single_processes is {single}, but there are {} processes", layout.processes));
     }
     let too_small = trainings(project).filter(|(stage, train)| {
         let parts = match recipe.reproducible {
-            Reproducible::Processes => recipe.cluster.ranks(stage.tasks_learnt()),
+            Reproducible::Processes => stage.ranks(&recipe.cluster),
             Reproducible::WorldSize => recipe.virtual_shards,
         };
         train.settings.batch_size < parts
@@ -257,7 +258,7 @@ fn problems(project: &Project, layout: &Layout) -> Vec<String> {
             problems.push(format!(
                 "{}: a batch of {batch} examples cannot be shared by {} processes: use {remedy}{}, or a larger batch",
                 names(&all),
-                recipe.cluster.ranks(stage.tasks_learnt()),
+                stage.ranks(&recipe.cluster),
                 largest_divisor(batch, batch.min(layout.processes) / 2),
             ));
         }

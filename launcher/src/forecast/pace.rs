@@ -82,7 +82,7 @@ impl Pace {
         let newest = |stage: &&Stage| fs::metadata(run.metrics(&stage.name)).and_then(|m| m.modified()).ok();
         let stage = plan.stages.iter().filter(|stage| stage.tasks_learnt() > 0).max_by_key(newest)?;
         let steps = progress::recent_steps(&run.metrics(&stage.name));
-        let ranks = theirs.cluster.ranks(stage.tasks_learnt());
+        let ranks = stage.ranks(&theirs.cluster);
         let operations_per_second = Pace::of_steps(&steps, ranks, shape)?;
         Some(Pace::Measured { operations_per_second, run: run.path().display().to_string(), stage: stage.name.clone() })
     }

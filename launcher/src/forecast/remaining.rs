@@ -40,7 +40,7 @@ impl Remaining {
 
     /// A training has made a step.
     pub fn step(&mut self, stage: &str, report: &StepReport) {
-        let ranks = self.plan.stage(stage).map_or(1, |stage| self.cluster.ranks(stage.tasks_learnt()));
+        let ranks = self.plan.stage(stage).map_or(1, |stage| stage.ranks(&self.cluster));
         if let Some(pace) = Pace::of_steps(std::slice::from_ref(report), ranks, &self.shape) {
             self.pace = Some(self.pace.map_or(pace, |old| MEMORY * old + (1.0 - MEMORY) * pace));
         }
@@ -57,9 +57,10 @@ impl Remaining {
         let work = Work { plan: &self.plan, lengths: &self.lengths, shape: &self.shape };
         let left = |stage: &Stage| {
             let share = 1.0 - self.done.get(&stage.name).copied().unwrap_or_default();
-            share.max(0.0) * work.seconds(stage, self.cluster.ranks(stage.tasks_learnt()), &pace)
+            share.max(0.0) * work.seconds(stage, stage.ranks(&self.cluster), &pace)
         };
-        Some(conduct::duration(&self.plan.stages, &self.cluster, left))
+        // As if all slots were on one node, which matters only where stages of several nodes run side by side.
+        Some(conduct::duration(&self.plan.stages, &self.cluster, 1, left))
     }
 }
 

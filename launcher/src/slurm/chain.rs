@@ -15,6 +15,8 @@ pub const ALL: &str = "all";
 const TRIAL: &str = "trial";
 const PREPARE: &str = "prepare";
 const FINE_TUNED: &str = "fine-tuned";
+/// The job of nothing but choices between models.
+const CHOICE: &str = "choice";
 
 /// One job, or one array of jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +86,10 @@ pub fn chain(plan: &Plan, cluster: &ClusterSection, is_done: impl Fn(&str) -> bo
     let mut jobs: Vec<ChainJob> = vec![];
     let mut waited_for: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (name, stages) in groups(plan) {
-        let mut elements = elements(&stages, name != TRIAL);
+        let mut elements = match &name[..] {
+            CHOICE => vec![Element { index: 0, stages: stages.iter().map(|stage| stage.name.clone()).collect() }],
+            _ => elements(&stages, name != TRIAL),
+        };
         let is_array = elements.len() > 1;
         elements.retain(|element| !element.stages.iter().all(|stage| is_done(stage)));
         if elements.is_empty() {
@@ -100,7 +105,12 @@ pub fn chain(plan: &Plan, cluster: &ClusterSection, is_done: impl Fn(&str) -> bo
         let after: Vec<String> = needed.iter().filter(|name| !is_implied(name)).cloned().collect();
         let all = needed.iter().flat_map(|name| waited_for[name].iter().chain([name])).cloned().collect();
         waited_for.insert(name.clone(), all);
-        let ranks = if name == PREPARE { Ranks::OneNode } else { Ranks::Computing(most_ranks(&stages, cluster)) };
+        let ranks = match most_ranks(&stages, cluster) {
+            _ if name == PREPARE => Ranks::OneNode,
+            // Choices between models.
+            0 => Ranks::One,
+            ranks => Ranks::Computing(ranks),
+        };
         jobs.push(ChainJob { name, elements, is_array, ranks, after });
     }
     if !jobs.is_empty() {
@@ -117,19 +127,16 @@ fn groups(plan: &Plan) -> Vec<(String, Vec<&Stage>)> {
     let mut groups: BTreeMap<usize, Vec<&Stage>> = BTreeMap::new();
     for stage in &plan.stages {
         let needed = stage.needs().into_iter().filter_map(|need| levels.get(need)).max();
-        let level = match &stage.work {
-            // Without any ranks; where its candidates are trained.
-            StageWork::Choose(_) => needed.copied().unwrap_or_default(),
-            _ => needed.map_or(0, |level| level + 1),
-        };
+        let level = needed.map_or(0, |level| level + 1);
         levels.insert(&stage.name, level);
         groups.entry(level).or_default().push(stage);
     }
     let is_repeated = |stages: &[&Stage]| stages.iter().any(|stage| stage.trial() > 1);
     let repeated: Vec<usize> = groups.iter().filter(|(_, stages)| is_repeated(stages)).map(|(l, _)| *l).collect();
     let mut trials = None;
+    let computing = repeated.iter().filter(|level| !are_choices(&groups[*level])).count();
     if let [first, more @ ..] = &repeated[..]
-        && !more.is_empty()
+        && computing > 1
     {
         trials = Some(*first);
         for level in more {
@@ -137,12 +144,18 @@ fn groups(plan: &Plan) -> Vec<(String, Vec<&Stage>)> {
             groups.entry(*first).or_default().extend(stages);
         }
     }
-    let name = |level, stages: &[&Stage]| match stages {
-        _ if trials == Some(level) => TRIAL.to_owned(),
-        [stage, ..] => role(stage),
-        [] => String::new(),
+    let name = |level, stages: &[&Stage]| {
+        if trials == Some(level) {
+            return TRIAL.to_owned();
+        }
+        if are_choices(stages) { CHOICE.to_owned() } else { stages.first().map_or(String::new(), |s| role(s)) }
     };
     groups.into_iter().map(|(level, stages)| (name(level, &stages), stages)).collect()
+}
+
+/// Whether these choose between models, which takes no time.
+fn are_choices(stages: &[&Stage]) -> bool {
+    stages.iter().all(|stage| matches!(stage.work, StageWork::Choose(_)))
 }
 
 /// What a stage's model is to the run: its name without the task, number and trial.
@@ -178,7 +191,7 @@ fn elements(stages: &[&Stage], longest_first: bool) -> Vec<Element> {
 }
 
 fn most_ranks(stages: &[&Stage], cluster: &ClusterSection) -> usize {
-    stages.iter().map(|stage| cluster.ranks(stage.tasks_learnt())).max().unwrap_or(1)
+    stages.iter().map(|stage| stage.ranks(cluster)).max().unwrap_or(1)
 }
 
 #[cfg(test)]
@@ -231,14 +244,29 @@ mod tests {
     }
 
     #[test]
-    fn a_search_is_in_the_element_of_its_task() {
+    fn candidates_are_elements_and_the_choice_is_made_after_them() {
         let recipe = "train: { single: { search: { learning_rate: [5.0e-5, 3.0e-5] } } }\nmode: single";
         let jobs = said(recipe, &[]);
         assert_eq!(
-            jobs[1],
-            "single 1: 0=single-cola+1 single-cola+2 single-cola | 1=single-mrpc+1 single-mrpc+2 single-mrpc | \
-             2=single-rte+1 single-rte+2 single-rte < prepare"
+            jobs[1..3],
+            [
+                "single 1: 0=single-cola+1 | 1=single-cola+2 | 2=single-mrpc+1 | 3=single-mrpc+2 | 4=single-rte+1 | \
+                 5=single-rte+2 < prepare",
+                "choice One: single-rte single-mrpc single-cola < single",
+            ]
         );
+        let taught = said(&recipe.replace("mode: single", "mode: single-to-multi"), &[]);
+        assert!(taught[1].starts_with("teacher 1: 0=teacher-cola+1 | 1=teacher-cola+2 | "), "{taught:?}");
+        assert_eq!(
+            taught[2..4],
+            ["choice One: teacher-rte teacher-mrpc teacher-cola < teacher", "logits 1: logits < choice",]
+        );
+        let trials = said(&format!("{recipe}\ntrials: 2\npredict: [dev]"), &[]);
+        assert!(
+            trials[1].starts_with("single 1: 0=single-cola+1 | 1=single-cola+2 | 2=single-cola+1@2 "),
+            "{trials:?}"
+        );
+        assert!(trials[2].starts_with("choice One: ") && trials[3] == "predict 1: predict < choice", "{trials:?}");
     }
 
     #[test]

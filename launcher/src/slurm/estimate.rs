@@ -21,7 +21,7 @@ pub fn seconds(job: &ChainJob, plan: &Plan, recipe: &Recipe, progress: &[StagePr
         let (Some(stage), Some(open)) = (stage, open) else { return Some(0.0) };
         let StageWork::Train(train) = &stage.work else { return Some(0.0) };
         let steps = train.schedule.total_steps.saturating_sub(open.checkpoint.unwrap_or_default()) as f64;
-        let ranks = recipe.cluster.ranks(stage.tasks_learnt()) as f64;
+        let ranks = stage.ranks(&recipe.cluster) as f64;
         let stated = recipe.slurm.samples_per_second.map(|n| train.settings.batch_size as f64 / (n * ranks));
         let share = match job.ranks {
             Ranks::Computing(all) => ranks / all as f64,

@@ -62,13 +62,14 @@ impl ControlServer {
     pub fn open(
         file: PathBuf,
         incarnation: u64,
+        places: &[usize],
         reach: Reach,
         ranks: usize,
         events: Sender<Event>,
     ) -> io::Result<ControlServer> {
         let (listener, addresses) = reach.listen()?;
         let own_address = addresses.last().copied();
-        let admission = ControlFile { addresses, secret: Secret::random()?, incarnation };
+        let admission = ControlFile { addresses, secret: Secret::random()?, incarnation, places: places.to_vec() };
         write_privately(&file, &admission)?;
         let (closing, lobby) = (Arc::new(AtomicBool::new(false)), Lobby::new(STRANGERS + ranks));
         let ears = Ears::open(events.clone())?;
@@ -189,7 +190,7 @@ mod tests {
     fn server_for(dir: &Path, ranks: usize) -> (ControlServer, ControlFile, Events<Event>) {
         let (sender, events) = mpsc::channel();
         let path = dir.join("control.json");
-        let server = ControlServer::open(path.clone(), 3, Reach::ThisHost, ranks, sender).unwrap();
+        let server = ControlServer::open(path.clone(), 3, &[], Reach::ThisHost, ranks, sender).unwrap();
         let admission = files::read_json(&path).unwrap().unwrap();
         (server, admission, events)
     }

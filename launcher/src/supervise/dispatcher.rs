@@ -30,7 +30,7 @@ use super::srun_output;
 use super::stage_log::StageLog;
 use super::starter_output::Words;
 use super::verdict::{Judgement, Verdict, judge};
-use crate::backend::{self, Duty, Launch, Process, ProcessEvent, Programs, Scratch, Start, Starter};
+use crate::backend::{self, Duty, Launch, Process, ProcessEvent, Programs, Scratch, Seats, Start, Starter};
 use crate::tensorboard::EventFile;
 
 /// How often time itself is looked at, and what is known is judged: thousands of heartbeats a second are each worth a note,
@@ -54,6 +54,8 @@ pub struct StageJob<'a> {
     pub recipe: &'a Recipe,
     /// What is started.
     pub programs: &'a Programs,
+    /// Where its ranks are.
+    pub seats: &'a Seats,
     /// What the ranks check before they begin.
     pub begin: Begin,
     /// Which start of the stage this is.
@@ -92,7 +94,7 @@ pub fn supervise(
     let scratch = Scratch::new().context("cannot make a temporary directory")?;
     let cluster = &job.recipe.cluster;
     let (run, stage, incarnation) = (job.run, job.stage, job.incarnation);
-    let start = Start { cluster, duty: Duty::Stage(run, stage), scratch: &scratch, incarnation };
+    let start = Start { cluster, duty: Duty::Stage(run, stage), seats: job.seats, scratch: &scratch };
     let launch = Launch::new(job.programs, &start);
     let log_path = run.log(&stage.name);
     let mut log = StageLog::open(&log_path, incarnation, &launch.command_line())
@@ -104,7 +106,7 @@ pub fn supervise(
     let ranks = start.ranks();
     let control = run.control(&stage.name);
     let reach = backend::reach(job.programs, cluster);
-    let server = ControlServer::open(control.clone(), incarnation, reach, ranks, sender.clone())
+    let server = ControlServer::open(control.clone(), incarnation, &job.seats.places, reach, ranks, sender.clone())
         .with_context(|| format!("cannot open the control channel ({})", control.display()))?;
     let process = Process::spawn(&launch, move |event| drop(sender.send(Event::Starter(event))))
         .with_context(|| format!("cannot start {}", launch.program.display()))?;

@@ -68,15 +68,15 @@ pub enum DeviceError {
     },
     /// There are more ranks than GPUs.
     #[error(
-        "{host} has {gpus} GPU(s) for {ranks} ranks\n  start as many ranks as GPUs (-n), or let ranks share them \
-         (cluster.share_gpus: true), which is slower"
+        "{host} has {gpus} GPU(s) for {ranks} ranks, those of stages that run side by side counted\n  start as many ranks as \
+         GPUs (-n), or let ranks share them (cluster.share_gpus: true), which is slower"
     )]
     TooFew {
         /// The host.
         host: String,
         /// GPUs that its ranks see.
         gpus: usize,
-        /// Ranks that see them.
+        /// Ranks that see them; of stages that run side by side, the highest of this one's places.
         ranks: usize,
     },
     /// These numbers are not for this device.
@@ -111,11 +111,13 @@ impl Place {
     /// A core of the processor, in float32.
     pub const CPU: Place = Place { device: Device::Cpu, numbers: Numbers::Fp32, is_shared: false };
 
-    /// What this rank computes on; all ranks decide in the same way, and together.
+    /// What this rank computes on; all ranks decide in the same way, and together. `places`: see [`ControlFile::places`].
     ///
     /// # Errors
     /// What the recipe asks for is not there on some rank, which the error names on all of them.
-    pub fn choose(world: &dyn Communicator, cluster: &ClusterSection) -> Result<Place> {
+    ///
+    /// [`ControlFile::places`]: bam_cluster::protocol::ControlFile::places
+    pub fn choose(world: &dyn Communicator, cluster: &ClusterSection, places: &[usize]) -> Result<Place> {
         let cuda = shim::cuda();
         let gpus = if cuda.is_ok() { usize::try_from(tch::Cuda::device_count()).unwrap_or(0) } else { 0 };
         let view = View {
@@ -128,7 +130,7 @@ impl Place {
         };
         let views = world.all_gather("devices", &serde_json::to_vec(&view)?)?;
         let views: Vec<View> = views.iter().map(|v| serde_json::from_slice(v)).collect::<Result<_, _>>()?;
-        let place = decide(&views, world.rank(), cluster)?;
+        let place = decide(&views, world.rank(), cluster, places)?;
         if let Device::Cuda(device) = place.device {
             shim::use_gpu(device);
         }
@@ -161,7 +163,7 @@ impl Place {
 }
 
 /// What rank `rank` computes on, if ranks see this.
-fn decide(views: &[View], rank: usize, cluster: &ClusterSection) -> Result<Place, DeviceError> {
+fn decide(views: &[View], rank: usize, cluster: &ClusterSection, places: &[usize]) -> Result<Place, DeviceError> {
     let blind = views.iter().position(|view| view.gpus == 0);
     let wanted = match cluster.device {
         DeviceKind::Cpu => false,
@@ -181,16 +183,20 @@ fn decide(views: &[View], rank: usize, cluster: &ClusterSection) -> Result<Place
         let why = view.why.clone().unwrap_or_else(|| "CUDA is there and finds no device".to_owned());
         return Err(DeviceError::NoGpu { rank, host: view.host.clone(), why });
     }
-    let sees_the_same = |a: &View, b: &View| (&a.identity, &a.visible) == (&b.identity, &b.visible);
-    for view in views {
-        let ranks = views.iter().filter(|other| sees_the_same(view, other)).count();
-        if ranks > view.gpus && !cluster.share_gpus {
-            return Err(DeviceError::TooFew { host: view.host.clone(), gpus: view.gpus, ranks });
-        }
+    let sees_the_same = |a: usize, b: usize| {
+        let of = |rank: usize| (&views[rank].identity, &views[rank].visible);
+        of(a) == of(b)
+    };
+    let place = |rank: usize| {
+        let position = (0..rank).filter(|&other| sees_the_same(rank, other)).count();
+        places.get(position).copied().unwrap_or(position)
+    };
+    let device = |rank: usize| place(rank) % views[rank].gpus;
+    let last = (0..views.len()).filter(|&rank| place(rank) >= views[rank].gpus).max_by_key(|&rank| place(rank));
+    if let Some(rank) = last.filter(|_| !cluster.share_gpus) {
+        let View { host, gpus, .. } = &views[rank];
+        return Err(DeviceError::TooFew { host: host.clone(), gpus: *gpus, ranks: place(rank) + 1 });
     }
-    let own = &views[rank];
-    let beside: Vec<usize> = (0..views.len()).filter(|&other| sees_the_same(own, &views[other])).collect();
-    let place = beside.iter().position(|&other| other == rank).unwrap_or(0);
     let is_fast = views.iter().all(|view| view.capability.is_some_and(|c| c >= MULTIPLIES_BF16));
     let numbers = match cluster.precision {
         Precision::Auto if is_fast => Numbers::Bf16,
@@ -203,8 +209,9 @@ fn decide(views: &[View], rank: usize, cluster: &ClusterSection) -> Result<Place
         }
     };
     // All ranks exchange gradients in the same way: as soon as two of them share a GPU, through the hosts' memory.
-    let is_shared = views.iter().any(|v| views.iter().filter(|other| sees_the_same(v, other)).count() > v.gpus);
-    Ok(Place { device: Device::Cuda(place % own.gpus), numbers, is_shared })
+    let share = |a: usize, b: usize| sees_the_same(a, b) && device(a) == device(b);
+    let is_shared = (0..views.len()).any(|a| (0..a).any(|b| share(a, b)));
+    Ok(Place { device: Device::Cuda(device(rank)), numbers, is_shared })
 }
 
 #[cfg(test)]
@@ -227,7 +234,7 @@ mod tests {
     }
 
     fn devices(views: &[View], cluster: &ClusterSection) -> Vec<Device> {
-        (0..views.len()).map(|rank| decide(views, rank, cluster).unwrap().device).collect()
+        (0..views.len()).map(|rank| decide(views, rank, cluster, &[]).unwrap().device).collect()
     }
 
     #[test]
@@ -238,26 +245,42 @@ mod tests {
         // Slurm has given each rank a GPU of its own, which it calls 0.
         let views = [view("a", Some("0"), 1), view("a", Some("3"), 1)];
         assert_eq!(devices(&views, &auto), [Device::Cuda(0), Device::Cuda(0)]);
-        assert!(!decide(&views, 0, &auto).unwrap().is_shared);
+        assert!(!decide(&views, 0, &auto, &[]).unwrap().is_shared);
     }
 
     #[test]
     fn a_gpu_is_shared_only_if_that_is_asked_for() {
         let mut auto = cluster(DeviceKind::Auto, Precision::Auto);
         let views = [view("a", None, 1), view("a", None, 1)];
-        let error = decide(&views, 0, &auto).unwrap_err();
+        let error = decide(&views, 0, &auto, &[]).unwrap_err();
         assert_eq!(error, DeviceError::TooFew { host: "a".into(), gpus: 1, ranks: 2 });
         auto.share_gpus = true;
         assert_eq!(devices(&views, &auto), [Device::Cuda(0), Device::Cuda(0)]);
-        assert!(decide(&views, 1, &auto).unwrap().is_shared);
+        assert!(decide(&views, 1, &auto, &[]).unwrap().is_shared);
+    }
+
+    #[test]
+    fn stages_side_by_side_have_gpus_of_their_own() {
+        let mut auto = cluster(DeviceKind::Auto, Precision::Auto);
+        let views = [view("a", None, 8), view("a", None, 8)];
+        let devices = |places: &[usize], auto: &ClusterSection| {
+            [0, 1].map(|rank| decide(&views, rank, auto, places).map(|place| place.device))
+        };
+        assert_eq!(devices(&[2, 5], &auto), [2, 5].map(|gpu| Ok(Device::Cuda(gpu))));
+        let too_few = Err(DeviceError::TooFew { host: "a".into(), gpus: 8, ranks: 10 });
+        assert_eq!(devices(&[8, 9], &auto), [too_few.clone(), too_few]);
+        auto.share_gpus = true;
+        assert_eq!(devices(&[8, 9], &auto), [0, 1].map(|gpu| Ok(Device::Cuda(gpu))));
+        assert!(!decide(&views, 0, &auto, &[8, 9]).unwrap().is_shared);
+        assert!(decide(&views, 0, &auto, &[1, 9]).unwrap().is_shared);
     }
 
     #[test]
     fn without_gpus_auto_takes_cpus_and_cuda_says_what_is_missing() {
         let views = [view("a", None, 1), view("b", None, 0)];
         let auto = cluster(DeviceKind::Auto, Precision::Auto);
-        assert_eq!(decide(&views, 0, &auto).unwrap(), Place::CPU);
-        let error = decide(&views, 0, &cluster(DeviceKind::Cuda, Precision::Auto)).unwrap_err().to_string();
+        assert_eq!(decide(&views, 0, &auto, &[]).unwrap(), Place::CPU);
+        let error = decide(&views, 0, &cluster(DeviceKind::Cuda, Precision::Auto), &[]).unwrap_err().to_string();
         assert!(error.starts_with("rank 1 on b sees no GPU: no driver\n"), "{error}");
     }
 
@@ -265,7 +288,7 @@ mod tests {
     fn numbers_are_those_that_the_device_is_good_at() {
         let of = |gpus: usize, capability: i64, precision| {
             let views = [View { capability: Some(capability), ..view("a", None, gpus) }];
-            decide(&views, 0, &cluster(DeviceKind::Auto, precision)).map(|place| place.numbers)
+            decide(&views, 0, &cluster(DeviceKind::Auto, precision), &[]).map(|place| place.numbers)
         };
         assert_eq!(of(1, 90, Precision::Auto), Ok(Numbers::Bf16));
         assert_eq!(of(1, 70, Precision::Auto), Ok(Numbers::Fp32));

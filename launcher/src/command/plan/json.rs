@@ -18,7 +18,7 @@ pub fn to_json(project: &Project, forecast: &Forecast) -> Value {
     });
     let stages = project.plan.stages.iter().enumerate().map(|(i, stage)| {
         let seconds = forecast.stage_seconds.as_ref().map(|all| all[i]);
-        let ranks = recipe.cluster.ranks(stage.tasks_learnt());
+        let ranks = stage.ranks(&recipe.cluster);
         let mut value = json!({ "stage": stage.name, "ranks": ranks, "needs": stage.needs(), "seconds": seconds });
         if let StageWork::Train(train) = &stage.work {
             let draws = train.tasks.iter().zip(drawn(train)).map(|(task, [share, examples, epochs, loss_weight])| {
