@@ -102,8 +102,7 @@ def compare_answers(run, config, task, examples):
             if model.config.problem_type == "regression":
                 low, high = model.config.bam_heads[0]["range"]
                 unit = float(torch.sigmoid(logits[0]) if sigmoid else logits[0])
-                # Written with three decimals.
-                different += abs(low + unit * (high - low) - float(answers[i])) > 6e-4
+                different += abs(low + unit * (high - low) - float(answers[i])) > TOLERANCE * (high - low)
             else:
                 different += model.config.id2label[int(logits.argmax())] != answers[i]
     print(f"student's {task}: {compared} answers compared, {different} differ")

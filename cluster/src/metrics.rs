@@ -13,7 +13,15 @@ pub fn score(kind: &Kind, metrics: &[Metric], predictions: &[f32], labels: &[f32
         metrics: metrics.iter().map(|m| (m.name().to_owned(), value(*m, predictions, labels))).collect(),
         examples: labels.len(),
         classes_predicted: kind.is_classification().then(distinct),
+        spread: spread(kind, predictions, labels),
     }
+}
+
+/// What a score counts as wherever several are put together or compared. A correlation that is undefined, because
+/// predictions (or labels) are all the same, counts as 0, which [`matthews`] gives in that case: such predictions tell
+/// nothing. Any other metric that is undefined has no example to judge, and stays undefined.
+pub fn counted(metric: Metric, score: Option<f64>) -> Option<f64> {
+    score.or_else(|| matches!(metric, Metric::Pearson | Metric::Spearman).then_some(0.0))
 }
 
 /// One metric; arguments as for [`score`]. `None` where it is undefined.
@@ -82,6 +90,18 @@ pub fn spearman(predictions: &[f32], labels: &[f32]) -> Option<f64> {
 pub fn mse(predictions: &[f32], labels: &[f32]) -> Option<f64> {
     let (x, y) = (wide(predictions)?, wide(labels)?);
     ratio(x.iter().zip(&y).map(|(x, y)| (x - y).powi(2)).sum(), y.len() as f64)
+}
+
+/// How far apart a regression's predictions are, measured by the labels; see [`TaskScores::spread`].
+fn spread(kind: &Kind, predictions: &[f32], labels: &[f32]) -> Option<f64> {
+    let Kind::Regression { min, max } = kind else { return None };
+    let deviation = |values: &[f32]| {
+        let values = wide(values)?;
+        let mean = ratio(values.iter().sum(), values.len() as f64)?;
+        ratio(values.iter().map(|v| (v - mean).powi(2)).sum(), values.len() as f64).map(f64::sqrt)
+    };
+    let (predicted, gold) = (deviation(predictions)?, deviation(labels)?);
+    ratio(predicted, if gold > 0.0 { gold } else { max - min })
 }
 
 fn class(value: f32) -> i64 {
@@ -199,7 +219,33 @@ mod tests {
         assert_eq!((scores.examples, scores.classes_predicted), (3, Some(1)));
         let scores = score(&Kind::Regression { min: 0., max: 5. }, &[Metric::Spearman], &[2., 2.], &[0., 1.]);
         assert_eq!(scores.metrics["spearman"], None);
-        assert_eq!(scores.classes_predicted, None);
+        assert_eq!((scores.classes_predicted, scores.spread), (None, Some(0.0)));
+    }
+
+    #[test]
+    fn a_model_that_answers_everything_alike_has_collapsed() {
+        let classes = Kind::Classification { labels: vec!["0".into(), "1".into()], thresholds: vec![] };
+        let collapse = |kind: &Kind, p: &[f32], l: &[f32]| score(kind, &[], p, l).collapse().unwrap_or_default();
+        assert!(collapse(&classes, &[1., 1.], &[0., 1.]).contains("the same class"));
+        assert_eq!(collapse(&classes, &[1., 0.], &[0., 1.]), "");
+        assert_eq!(collapse(&classes, &[1.], &[1.]), "", "of one example nothing can be said");
+        let small = Kind::Regression { min: 0., max: 0.001 };
+        assert_eq!(collapse(&small, &[2e-4, 4e-4], &[1e-4, 5e-4]), "");
+        for alike in [[3e-4, 3e-4], [3e-4, 3.01e-4]] {
+            assert!(collapse(&small, &alike, &[1e-4, 5e-4]).contains("nearly the same value"));
+        }
+        // Labels that are all the same make a correlation undefined, but no model collapsed.
+        assert_eq!(score(&small, &[Metric::Pearson], &[2e-4, 4e-4], &[1e-4, 1e-4]).collapse(), None);
+        let older = TaskScores { spread: None, ..score(&small, &[Metric::Pearson], &[0., 0.], &[0., 1e-3]) };
+        assert!(older.collapse().is_some());
+    }
+
+    #[test]
+    fn an_undefined_correlation_counts_as_matthews_does() {
+        let alike = |metric| counted(metric, value(metric, &[1., 1.], &[0., 1.]));
+        assert_eq!([Metric::Matthews, Metric::Pearson, Metric::Spearman].map(alike), [Some(0.0); 3]);
+        assert_eq!((counted(Metric::Accuracy, None), counted(Metric::Mse, None)), (None, None));
+        assert_eq!(counted(Metric::Pearson, Some(-0.5)), Some(-0.5));
     }
 
     fn pairs(values: impl Strategy<Value = f32> + Clone) -> impl Strategy<Value = Vec<(f32, f32)>> {

@@ -37,6 +37,30 @@ pub struct TaskScores {
     pub examples: usize,
     /// Number of different classes predicted; 1 means that the model has collapsed. Null for regression.
     pub classes_predicted: Option<usize>,
+    /// Standard deviation of a regression's predictions over that of the gold labels (over the task's range, where these
+    /// are all the same); next to 0 means that the model has collapsed. Null for classes, and in older files.
+    pub spread: Option<f64>,
+}
+
+/// A regression whose predictions spread less than this has collapsed: they can explain no 2 % of the labels' variance.
+const LEAST_SPREAD: f64 = 0.01;
+
+impl TaskScores {
+    /// What a model that has collapsed does: it answers everything alike. None for any other, and where there are too few
+    /// examples to tell.
+    pub fn collapse(&self) -> Option<&'static str> {
+        let is_alike = match (self.classes_predicted, self.spread) {
+            (Some(classes), _) => classes == 1,
+            (None, Some(spread)) => spread < LEAST_SPREAD,
+            // An older file: correlations with predictions that are all the same are undefined.
+            (None, None) => self.metrics.values().any(Option::is_none),
+        };
+        let said = match self.classes_predicted {
+            Some(_) => "predicts the same class for every dev example",
+            None => "predicts nearly the same value for every dev example",
+        };
+        (is_alike && self.examples > 1).then_some(said)
+    }
 }
 
 /// A stage that cannot go on where it was left.

@@ -167,7 +167,7 @@ mod tests {
         let size = |task: &str| TaskSize { task: task.into(), train: 90, dev: 9, further: BTreeMap::new() };
         let plan = Plan::derive(&recipe, &[size("mrpc"), size("stsb")]);
         let metrics = BTreeMap::from([("accuracy".to_owned(), Some(0.875)), ("f1".to_owned(), None)]);
-        let scores = TaskScores { metrics, examples: 9, classes_predicted: Some(2) };
+        let scores = TaskScores { metrics, examples: 9, classes_predicted: Some(2), spread: None };
         let scores = (head.task == "mrpc").then_some(&scores);
         ModelCard { recipe: &recipe, plan: &plan, stage, head, scores }.render().unwrap()
     }

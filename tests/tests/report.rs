@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use bam_cluster::metrics::{pearson, spearman};
 use bam_tests::{Browser, Recipe, Run, Scheme, Workplace, python, repository};
 use serde_json::Value;
 
@@ -60,9 +61,16 @@ fn programs_get_json_and_csv() {
 
     let csv = report(&["runs/tiny", "--format", "csv"]);
     let mut lines = csv.lines();
-    assert_eq!(lines.next(), Some("run,models,trial,member,stage,task,split,metric,score,examples"));
+    assert_eq!(lines.next(), Some("run,models,trial,member,stage,task,split,metric,score,examples,collapsed"));
     // Two kinds of models, two trials; one metric of two tasks and two of the third.
-    assert_eq!(lines.clone().count(), 2 * 2 * 4, "{csv}");
+    assert_eq!(
+        lines.clone().filter(|line| line.contains(",dev,") && !line.contains("average")).count(),
+        2 * 2 * 4,
+        "{csv}"
+    );
+    let average = &all["runs"][0]["average"]["single-to-multi"];
+    let line = csv.lines().find_map(|line| line.strip_prefix("tiny,single-to-multi,,,,,dev,average,"));
+    assert_eq!(&line.unwrap().trim_end_matches(',').parse::<f64>().unwrap(), average);
     let row: Vec<&str> = lines
         .find(|line| line.contains("single-to-multi,2,1,student@2,stsb,dev,spearman"))
         .unwrap()
@@ -85,7 +93,10 @@ fn papers_get_rows_and_terminals_what_they_had() {
     );
 
     let both = report(&["runs/tiny", "runs/tiny", "--format", "latex", "--to", "table.tex"]);
-    assert_eq!((both.as_str(), fs::read_to_string(place.at("table.tex")).unwrap().matches("(tiny)").count()), ("", 4));
+    assert_eq!(
+        (both.as_str(), fs::read_to_string(place.at("table.tex")).unwrap().matches("(tiny) & ").count()),
+        ("", 4)
+    );
     let page = ["report", "runs/tiny", "runs/tiny", "--format", "html"];
     place.bam(page).finish().expect_error(2, &["--to report.html"]);
     assert_eq!(report(&[&page[1..], &["--to", "both.html"]].concat()), "both.html\n");
@@ -93,6 +104,86 @@ fn papers_get_rows_and_terminals_what_they_had() {
     assert!(both.matches("<article>").count() == 2 && both.contains("Kinds of models"), "{both}");
     place.bam(["report", "runs/tiny", "--format", "csv", "--tests"]).finish().expect_error(2, &["CSV"]);
     place.bam(["report", "runs"]).finish().expect_error(2, &["is not the directory of a run"]);
+}
+
+/// What a report needs of the two trials' run, under another name: as an ablation whose second student is not there yet and
+/// whose first teacher of STS-B has collapsed.
+fn ablation() -> &'static str {
+    let Trials { place, run, .. } = trials();
+    let at = place.at("runs/ablated");
+    for file in ["config.yaml", "plan.json"] {
+        fs::create_dir_all(&at).unwrap();
+        fs::copy(run.at(file), at.join(file)).unwrap();
+    }
+    for stage in run.stages().iter().filter(|stage| *stage != "student@2") {
+        fs::create_dir_all(at.join("stages").join(stage)).unwrap();
+        for file in ["done.json", "dev.json"].iter().filter(|file| run.stage(stage, file).exists()) {
+            fs::copy(run.stage(stage, file), at.join("stages").join(stage).join(file)).unwrap();
+        }
+    }
+    place.edit("runs/ablated/config.yaml", |text| {
+        let name = text.replacen("name: tiny", "name: ablated", 1);
+        assert!(name != text && name.contains("layerwise_decay: 0.9"), "{text}");
+        name.replace("layerwise_decay: 0.9", "layerwise_decay: 1.0")
+    });
+    place.edit("runs/ablated/stages/teacher-stsb/dev.json", |text| {
+        let mut scores: Value = serde_json::from_str(&text).unwrap();
+        scores["stsb"]["metrics"] = serde_json::json!({ "pearson": null, "spearman": null });
+        scores["stsb"]["spread"] = 0.0.into();
+        scores.to_string()
+    });
+    "runs/ablated"
+}
+
+#[test]
+fn several_runs_say_what_is_missing_what_has_collapsed_and_what_an_ablation_costs() {
+    let ablated = ablation();
+    let of_both = |more: &[&str]| report(&[&["runs/tiny", ablated], more].concat());
+    let text = of_both(&["--published"]);
+    let collapsed =
+        "ablated: 'teacher-stsb' has collapsed on 'stsb': it predicts nearly the same value for every dev example";
+    for words in [collapsed, "ablated: not complete: student@2", "Multi, then fine-tuned"] {
+        assert!(text.contains(words), "'{words}' is not in {text}");
+    }
+    let line =
+        |start: &str| text.lines().find(|l| l.trim_start().starts_with(start)).unwrap_or_else(|| panic!("{text}"));
+    assert!(line("Single→Multi (ablated)").contains(" 1 of 2 "), "{text}");
+    let change = line("Single→Multi (ablated), without layer-wise learning rates");
+    assert!(change.contains("-0.3"), "{change}");
+
+    let json: Value = serde_json::from_str(&of_both(&["--json"])).unwrap();
+    let averages = [0, 1].map(|run: usize| json["runs"][run]["average"]["single-to-multi"].as_f64().unwrap());
+    let found = json["changes"][0]["average"].as_f64().unwrap();
+    assert!((found - (averages[1] - averages[0])).abs() < 1e-12, "{found}");
+    assert_eq!(json["changes"][0]["what"], "no-layerwise-rates");
+    assert_eq!(json["runs"][1]["samples"]["stsb"]["spearman"]["single"][0], 0.0);
+    assert_eq!(json["runs"][1]["seeds"]["single-to-multi"], serde_json::json!({ "judged": 1, "planned": 2 }));
+
+    let latex = of_both(&["--format", "latex"]);
+    assert!(latex.contains(&format!("% {collapsed}\n")) && latex.contains("% ablated: not complete"), "{latex}");
+    let csv = of_both(&["--format", "csv"]);
+    for line in ["ablated,single,1,1,teacher-stsb,stsb,dev,spearman,0.0,60,true", "student@2,cola,dev,matthews,,,"] {
+        assert!(csv.lines().any(|l| l.ends_with(line)), "no '{line}' in {csv}");
+    }
+    of_both(&["--format", "html", "--to", "ablated.html"]);
+    let page = fs::read_to_string(trials().place.at("ablated.html")).unwrap();
+    for words in [collapsed, "Not complete: student@2", "1 of 2", "without layer-wise learning rates"] {
+        assert!(page.contains(words), "'{words}' is not in the page");
+    }
+}
+
+#[test]
+fn answers_are_written_so_that_scores_can_be_computed_again() {
+    let Trials { run, .. } = trials();
+    let text = fs::read_to_string(run.stage("student", "predictions/stsb-dev.tsv")).unwrap();
+    let row = |line: &str| -> (f32, f32) {
+        let fields: Vec<&str> = line.split('\t').collect();
+        (fields[1].parse().unwrap(), fields[2].parse().unwrap())
+    };
+    let (answers, gold): (Vec<f32>, Vec<f32>) = text.lines().skip(1).map(row).unzip();
+    let scores = &run.json("stages/student/dev.json")["stsb"]["metrics"];
+    assert_eq!(scores["pearson"], pearson(&answers, &gold).unwrap());
+    assert_eq!(scores["spearman"], spearman(&answers, &gold).unwrap());
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn trials_are_medians_and_more_of_them_go_on_from_those_that_are_there() {
     let mut expected = [of_trial(""), of_trial("@2"), vec!["prepare".to_owned()]].concat();
     expected.sort_unstable();
     assert_eq!(run.stages(), expected);
-    assert!(done.stdout.contains("different seeds: 4 of Single, 2 of Single→Multi"), "{done}");
+    assert!(done.stdout.contains("different seeds: Single 4, Single→Multi 2"), "{done}");
     assert!(line(&done.stdout, "stsb").contains(" ["), "{done}");
     let report = run.json("report.json");
     let samples = report["samples"]["stsb"]["spearman"]["single-to-multi"].as_array().unwrap();

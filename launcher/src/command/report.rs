@@ -82,11 +82,14 @@ fn table(runs: &[JudgedRun], with_tests: bool, with_published: bool) -> anyhow::
     Ok(text)
 }
 
-/// `runs`: of each what its `report.json` has; `tests` and `published` if they are asked for.
+/// `runs`: of each what its `report.json` has; `changes` from one to another; `tests` and `published` if they are asked for.
 fn for_programs(runs: &[JudgedRun], with_tests: bool, with_published: bool) -> anyhow::Result<Value> {
-    let mut value = json!({ "runs": runs.iter().map(|run| run.results.to_json()).collect::<Vec<_>>() });
+    let comparison = Comparison::of(runs);
+    let mut value = json!({
+        "runs": runs.iter().map(|run| run.results.to_json()).collect::<Vec<_>>(),
+        "changes": comparison.changes.iter().map(|c| c.to_json(&comparison, with_published)).collect::<Vec<_>>(),
+    });
     if with_tests {
-        let comparison = Comparison::of(runs);
         let tests = report::tests(&comparison)?;
         value["tests"] = tests.iter().map(|test| test.to_json(&comparison)).collect();
     }

@@ -132,7 +132,8 @@ fn written(answer: &str, kind: &Kind) -> Option<String> {
     match kind {
         Kind::Classification { labels, .. } => labels.iter().find(|l| *l == answer).cloned(),
         Kind::Regression { min, max } => {
-            answer.parse::<f64>().ok().filter(|s| s.is_finite()).map(|s| format!("{:.3}", s.clamp(*min, *max)))
+            // A zero added: a negative one would be written as -0.000.
+            answer.parse::<f64>().ok().filter(|s| s.is_finite()).map(|s| format!("{:.3}", s.clamp(*min, *max) + 0.0))
         }
     }
 }
@@ -167,7 +168,8 @@ mod tests {
     #[test]
     fn answers_are_written_as_glue_wants_them() {
         let stsb = Kind::Regression { min: 0.0, max: 5.0 };
-        assert_eq!(["5.2", "-0.1", "3.14159"].map(|s| written(s, &stsb).unwrap()), ["5.000", "0.000", "3.142"]);
+        let answers = ["5.2", "-0.1", "-0", "3.1415927", "1e-7"];
+        assert_eq!(answers.map(|s| written(s, &stsb).unwrap()), ["5.000", "0.000", "0.000", "3.142", "0.000"]);
         assert_eq!((written("nan", &stsb), written("", &stsb)), (None, None));
         let rte =
             Kind::Classification { labels: vec!["entailment".into(), "not_entailment".into()], thresholds: vec![] };

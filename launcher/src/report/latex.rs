@@ -2,10 +2,13 @@
 
 use bam_cluster::task::Metric;
 
-use super::comparison::{Comparison, Line, scale};
+use super::changes;
+use super::comparison::{Comparison, Line};
+use super::layout::scale;
+use super::models::Summary;
 use super::published;
 use super::significance::Test;
-use super::statistics::median;
+use super::table::ABOUT_AVERAGES;
 
 /// The table. `tests` marks what differs from Single and Multi by more than chance.
 pub fn render(comparison: &Comparison, tests: &[Test], with_published: bool) -> String {
@@ -13,13 +16,7 @@ pub fn render(comparison: &Comparison, tests: &[Test], with_published: bool) -> 
     let titles: String = comparison.tasks.iter().map(|(task, _)| format!(" & {}", title(task))).collect();
     let metric = |(_, metric): &(String, Metric)| format!(" & {{\\footnotesize {}}}", metric.name());
     let metrics: String = comparison.tasks.iter().map(metric).collect();
-    let mut text =
-        "% Needs \\usepackage{booktabs}. Dev sets, in percent; of several models the median and [lowest--highest].\n"
-            .to_owned();
-    if !tests.is_empty() {
-        text += "% $^{s}$, $^{m}$: differs from Single, Multi by more than chance (p < 0.05, corrected after Holm).\n";
-    }
-    text += &format!("\\begin{{tabular}}{{@{{}}l{columns}@{{}}}}\n\\toprule\n");
+    let mut text = format!("\\begin{{tabular}}{{@{{}}l{columns}@{{}}}}\n\\toprule\n");
     text += &format!("Model & Avg.{titles} \\\\\n &{metrics} \\\\\n\\midrule\n");
     for (i, line) in comparison.lines.iter().enumerate() {
         text += &row(comparison, tests, i, line);
@@ -35,7 +32,48 @@ pub fn render(comparison: &Comparison, tests: &[Test], with_published: bool) -> 
             text += &format!("{} (published) & {average:.1}{scores} \\\\\n", escape(model));
         }
     }
-    text + "\\bottomrule\n\\end{tabular}\n"
+    comments(comparison, tests) + &text + &changed(comparison, with_published) + "\\bottomrule\n\\end{tabular}\n"
+}
+
+/// What has to be known of the table, as comments.
+fn comments(comparison: &Comparison, tests: &[Test]) -> String {
+    let mut said = vec![
+        "Needs \\usepackage{booktabs}. Dev sets, in percent; of several models the median and [lowest--highest]."
+            .to_owned(),
+        format!("{ABOUT_AVERAGES}."),
+    ];
+    if !tests.is_empty() {
+        let marks = "$^{s}$, $^{m}$: differs from Single, Multi by more than chance (p < 0.05, corrected after Holm).";
+        said.push(marks.to_owned());
+    }
+    let seeds = comparison.lines.iter().map(|line| format!("{} {}", line.label, line.column.seeds()));
+    said.push(format!("Seeds: {}.", seeds.collect::<Vec<_>>().join(", ")));
+    said.extend(comparison.notes.iter().cloned());
+    said.into_iter().map(|line| format!("% {}\n", line.replace('\n', " "))).collect()
+}
+
+/// Changes from one line to another, in points, each above what is published of it.
+fn changed(comparison: &Comparison, with_published: bool) -> String {
+    let signed = |difference: Option<f64>, (factor, digits): (f64, usize)| {
+        difference.map_or("--".to_owned(), |d| format!("${:+.digits$}$", factor * d))
+    };
+    let published = |label: &str, points: f64| {
+        let dashes = " & --".repeat(comparison.tasks.len());
+        format!("{} (published) & {}{dashes} \\\\\n", escape(label), signed(Some(points), (1.0, 1)))
+    };
+    let mut rows = vec![];
+    for change in &comparison.changes {
+        let on = |(task, metric): &(String, Metric)| {
+            format!(" & {}", signed(change.of_task(comparison, task, *metric), scale(*metric)))
+        };
+        let (label, average) = (change.label(comparison), signed(change.of_average(comparison), (100.0, 1)));
+        let scores: String = comparison.tasks.iter().map(on).collect();
+        rows.push(format!("{} & {average}{scores} \\\\\n", escape(&label)));
+        rows.extend(change.published(comparison).filter(|_| with_published).map(|points| published(&label, points)));
+    }
+    let alone = changes::published_alone(comparison).filter(|_| with_published);
+    rows.extend(alone.map(|change| published(&change.label(), change.points)));
+    if rows.is_empty() { String::new() } else { format!("\\midrule\n{}", rows.concat()) }
 }
 
 fn row(comparison: &Comparison, tests: &[Test], number: usize, line: &Line) -> String {
@@ -47,7 +85,7 @@ fn row(comparison: &Comparison, tests: &[Test], number: usize, line: &Line) -> S
         let letters = letters.into_iter().map(String::from).collect::<Vec<_>>().join(",");
         if letters.is_empty() { letters } else { format!("$^{{{letters}}}$") }
     };
-    let average = cell(&line.column.averages(&comparison.main_metrics()), 100.0, 1, &mark(None));
+    let average = cell(&line.column.average(&comparison.main_metrics()), 100.0, 1, &mark(None));
     let score = |(task, metric): &(String, Metric)| {
         let (factor, digits) = scale(*metric);
         format!(" & {}", cell(&line.column.scores(task, *metric), factor, digits, &mark(Some(task))))
@@ -56,14 +94,13 @@ fn row(comparison: &Comparison, tests: &[Test], number: usize, line: &Line) -> S
     format!("{} & {average}{scores} \\\\\n", escape(&line.label))
 }
 
-/// Median, mark and spread.
-fn cell(scores: &[f64], factor: f64, digits: usize, mark: &str) -> String {
-    let Some(middle) = median(scores) else { return "--".to_owned() };
+/// The figure for all models, mark and spread.
+fn cell(summary: &Summary, factor: f64, digits: usize, mark: &str) -> String {
+    let Some(middle) = summary.middle else { return "--".to_owned() };
     // A minus is no hyphen.
     let show = |score: f64| format!("{:.digits$}", factor * score).replace('-', "$-$");
-    let (low, high) = scores.iter().fold((f64::MAX, f64::MIN), |(low, high), s| (low.min(*s), high.max(*s)));
-    let spread = format!(" {{\\scriptsize[{}--{}]}}", show(low), show(high));
-    format!("{}{mark}{}", show(middle), if scores.len() > 1 { spread.as_str() } else { "" })
+    let spread = summary.range().map(|(low, high)| format!(" {{\\scriptsize[{}--{}]}}", show(low), show(high)));
+    format!("{}{mark}{}", show(middle), spread.unwrap_or_default())
 }
 
 /// A task's name as papers write it, if it is one of GLUE's.
@@ -79,6 +116,7 @@ fn escape(text: &str) -> String {
         '~' => "\\textasciitilde{}".to_owned(),
         '^' => "\\textasciicircum{}".to_owned(),
         '→' => "$\\to$".to_owned(),
+        'λ' => "$\\lambda$".to_owned(),
         '&' | '%' | '$' | '#' | '_' | '{' | '}' => format!("\\{character}"),
         other => other.to_string(),
     };
@@ -98,7 +136,8 @@ mod tests {
 
     #[test]
     fn cells_have_a_median_its_mark_and_a_spread() {
-        assert_eq!(cell(&[0.5, 0.7, 0.61], 100.0, 1, "$^{s}$"), "61.0$^{s}$ {\\scriptsize[50.0--70.0]}");
-        assert_eq!((cell(&[-0.1], 100.0, 1, "").as_str(), cell(&[], 100.0, 1, "").as_str()), ("$-$10.0", "--"));
+        let cell = |middle, each: &[f64], mark| cell(&Summary { middle, each: each.to_vec() }, 100.0, 1, mark);
+        assert_eq!(cell(Some(0.61), &[0.5, 0.7, 0.61], "$^{s}$"), "61.0$^{s}$ {\\scriptsize[50.0--70.0]}");
+        assert_eq!((cell(Some(-0.1), &[-0.1], "").as_str(), cell(None, &[], "").as_str()), ("$-$10.0", "--"));
     }
 }

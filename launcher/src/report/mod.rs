@@ -1,11 +1,16 @@
 //! The results of runs: collected from their stages' scores, shown as a table, as JSON, CSV, LaTeX or a page.
 
+mod average;
+mod changes;
 mod comparison;
 mod curves;
 mod draws;
+#[cfg(test)]
+mod fabricated;
 mod judged_run;
 mod latex;
 mod layout;
+mod models;
 mod page;
 mod plot;
 mod predictions;
@@ -26,7 +31,7 @@ use bam_cluster::config::nearest;
 pub use comparison::Comparison;
 pub use judged_run::JudgedRun;
 pub use latex::render as latex;
-pub use layout::plain_table;
+pub use layout::{figure, plain_table};
 pub use page::of as page;
 pub use published::to_json as published_json;
 pub use scores_csv::render as csv;

@@ -42,7 +42,7 @@ pub fn read(path: &Path, kind: &Kind) -> anyhow::Result<Predictions> {
 fn value(text: &str, kind: &Kind) -> Option<f32> {
     match kind {
         Kind::Classification { labels, .. } => labels.iter().position(|l| l == text).map(|i| i as f32),
-        Kind::Regression { .. } => text.parse().ok(),
+        Kind::Regression { .. } => text.parse().ok().filter(|score: &f32| score.is_finite()),
     }
 }
 

@@ -1,7 +1,10 @@
 //! The numbers that the BAM paper published (Clark et al. 2019): GLUE's dev sets, BERT-Large, medians of at least 20
 //! trials, in percent.
 
+use bam_cluster::config::Mode;
 use serde_json::{Map, Value, json};
+
+use super::changes::Alteration;
 
 /// The tasks of the columns.
 pub const TASKS: [&str; 8] = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"];
@@ -22,15 +25,33 @@ pub const TABLE_1: [(&str, f64, [f64; 8]); 5] = [
     ("Single→Multi", 86.0, [61.8, 93.6, 89.3, 89.7, 91.6, 87.0, 92.5, 82.8]),
 ];
 
-/// Table 3: what fine-tuning on each task adds to a model's average.
-pub const TABLE_3: [(&str, f64); 2] = [("Multi, then fine-tuned", 0.3), ("Single→Multi, then fine-tuned", 0.1)];
+/// By how much something changes the average of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PublishedChange {
+    /// How the model is trained otherwise.
+    pub mode: Mode,
+    /// What is done to it, or left out.
+    pub what: Alteration,
+    /// Points of the average.
+    pub points: f64,
+}
 
-/// Table 4: what leaving a part out adds to the average of Single→Multi.
-pub const TABLE_4: [(&str, f64); 4] = [
-    ("without layer-wise learning rates", -0.3),
-    ("without task sampling", -0.4),
-    ("λ = 0 (teachers alone)", -0.5),
-    ("λ = 0.5 (no annealing)", -0.3),
+impl PublishedChange {
+    /// The model, and what is done to it.
+    pub fn label(&self) -> String {
+        format!("{}, {}", self.mode.title(), self.what.title())
+    }
+}
+
+/// Table 3, what fine-tuning on each task adds to a model's average; and table 4, what leaving a part out adds to that of
+/// Single→Multi.
+pub const CHANGES: [PublishedChange; 6] = [
+    PublishedChange { mode: Mode::Multi, what: Alteration::FineTuning, points: 0.3 },
+    PublishedChange { mode: Mode::SingleToMulti, what: Alteration::FineTuning, points: 0.1 },
+    PublishedChange { mode: Mode::SingleToMulti, what: Alteration::NoLayerwiseRates, points: -0.3 },
+    PublishedChange { mode: Mode::SingleToMulti, what: Alteration::NoTaskSampling, points: -0.4 },
+    PublishedChange { mode: Mode::SingleToMulti, what: Alteration::TeachersAlone, points: -0.5 },
+    PublishedChange { mode: Mode::SingleToMulti, what: Alteration::NoAnnealing, points: -0.3 },
 ];
 
 /// All of them for programs. Scores are shares.
@@ -40,13 +61,13 @@ pub fn to_json() -> Value {
             TASKS.iter().zip(scores).map(|(t, s)| ((*t).to_owned(), json!(s / 100.0))).collect();
         json!({ "models": model, "average": average / 100.0, "tasks": tasks })
     };
-    let changes = |table: &[(&str, f64)]| -> Value {
-        table.iter().map(|(name, change)| ((*name).to_owned(), json!(change / 100.0))).collect::<Map<_, _>>().into()
-    };
+    let (tuned, ablated): (Vec<&PublishedChange>, Vec<&PublishedChange>) =
+        CHANGES.iter().partition(|c| c.what == Alteration::FineTuning);
+    let share = |change: &PublishedChange| json!(change.points / 100.0);
     json!({
         "table_1": TABLE_1.iter().map(model).collect::<Vec<_>>(),
-        "table_3": changes(&TABLE_3),
-        "table_4": changes(&TABLE_4),
+        "table_3": tuned.into_iter().map(|c| (c.label(), share(c))).collect::<Map<_, _>>(),
+        "table_4": ablated.into_iter().map(|c| (c.what.title().to_owned(), share(c))).collect::<Map<_, _>>(),
     })
 }
 

@@ -1,17 +1,18 @@
 //! Every score of a run: for each task and metric, what each kind of its models reached.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use anyhow::Context;
-use bam_cluster::config::{Breadth, Mode, Recipe};
+use bam_cluster::config::{Mode, Recipe};
 use bam_cluster::files;
-use bam_cluster::plan::{ModelStage, Plan, StageWork};
+use bam_cluster::plan::{Plan, StageWork};
 use bam_cluster::run_dir::RunDir;
-use bam_cluster::stage_record::{Scores, StageRecord};
+use bam_cluster::stage_record::{Scores, StageRecord, TaskScores};
 use bam_cluster::task::Metric;
 use serde_json::{Map, Value, json};
 
-use super::statistics::median;
+use super::models::{Column, ModelKind, Sample};
 
 /// A run's results, as far as there are any.
 #[derive(Debug, Default)]
@@ -26,124 +27,26 @@ pub struct Results {
     pub columns: Vec<Column>,
     /// Of each complete stage.
     pub seconds: BTreeMap<String, f64>,
-    /// Models that predict one class only: (stage, task).
-    pub collapsed: Vec<(String, String)>,
+    /// Models that answer everything alike.
+    pub collapsed: Vec<Collapse>,
     /// Stages that are not complete.
     pub missing: Vec<String>,
 }
 
-/// All models of one kind.
-#[derive(Debug)]
-pub struct Column {
-    /// What they have in common.
-    pub kind: ModelKind,
-    /// One for each trial and member of an ensemble: models that together have learnt all tasks once.
-    pub samples: Vec<Sample>,
+/// A model that answers everything alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collapse {
+    /// The stage that trained it.
+    pub stage: String,
+    /// The task.
+    pub task: String,
+    /// What it does.
+    pub what: &'static str,
 }
 
-/// Models that together have learnt all tasks once.
-#[derive(Debug, Default)]
-pub struct Sample {
-    /// Trial and member of an ensemble.
-    pub number: (u64, usize),
-    /// Scores on dev.
-    pub scores: Scores,
-    /// Scores on MNLI's mismatched dev split, if it was predicted, under the task's name.
-    pub mismatched: Scores,
-    /// The stage whose model learnt a task.
-    pub stages: BTreeMap<String, String>,
-}
-
-/// What models of a run have in common; a column of its table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ModelKind {
-    /// For people: `Single`, `Single→Multi`, …
-    pub title: &'static str,
-    /// For programs: `single`, `single-to-multi`, …
-    pub key: &'static str,
-}
-
-impl Sample {
-    fn score(&self, task: &str, metric: Metric) -> Option<f64> {
-        score(&self.scores, task, metric)
-    }
-
-    /// Mean of the tasks' main metrics, as the paper has it; none if one is not there, or no share.
-    fn average(&self, tasks: &[(String, Vec<Metric>)]) -> Option<f64> {
-        self.mean(tasks, |task, metrics| self.score(task, *metrics.first()?).map(|s| vec![s]))
-    }
-
-    /// Mean over tasks of the mean of all their metrics, as GLUE has it; MNLI's are matched and mismatched accuracy, if
-    /// the latter is known.
-    fn glue_average(&self, tasks: &[(String, Vec<Metric>)]) -> Option<f64> {
-        self.mean(tasks, |task, metrics| {
-            let mut scores: Vec<f64> = metrics.iter().map(|m| self.score(task, *m)).collect::<Option<_>>()?;
-            scores.extend(metrics.iter().filter_map(|m| score(&self.mismatched, task, *m)));
-            Some(scores)
-        })
-    }
-
-    /// Mean over tasks of the mean of those scores; none if one is missing, or is no share.
-    fn mean(
-        &self,
-        tasks: &[(String, Vec<Metric>)],
-        scores: impl Fn(&str, &[Metric]) -> Option<Vec<f64>>,
-    ) -> Option<f64> {
-        let mean = |scores: &[f64]| (!scores.is_empty()).then(|| scores.iter().sum::<f64>() / scores.len() as f64);
-        let of_task = |(task, metrics): &(String, Vec<Metric>)| {
-            let shares = metrics.iter().all(|m| m.is_share());
-            scores(task, metrics).filter(|_| shares).and_then(|s| mean(&s))
-        };
-        tasks.iter().map(of_task).collect::<Option<Vec<f64>>>().and_then(|s| mean(&s))
-    }
-}
-
-fn score(scores: &Scores, task: &str, metric: Metric) -> Option<f64> {
-    scores.get(task)?.metrics.get(metric.name()).copied().flatten()
-}
-
-impl Column {
-    /// What its models reached; those that are not there yet, or undefined, are left out.
-    pub fn scores(&self, task: &str, metric: Metric) -> Vec<f64> {
-        self.samples.iter().filter_map(|s| s.score(task, metric)).collect()
-    }
-
-    /// What its models reached on a task's mismatched dev split.
-    pub fn mismatched(&self, task: &str, metric: Metric) -> Vec<f64> {
-        self.samples.iter().filter_map(|s| score(&s.mismatched, task, metric)).collect()
-    }
-
-    /// The averages of its models, as the paper has them.
-    pub fn averages(&self, tasks: &[(String, Vec<Metric>)]) -> Vec<f64> {
-        self.samples.iter().filter_map(|s| s.average(tasks)).collect()
-    }
-
-    /// The averages of its models, as GLUE has them.
-    pub fn glue_averages(&self, tasks: &[(String, Vec<Metric>)]) -> Vec<f64> {
-        self.samples.iter().filter_map(|s| s.glue_average(tasks)).collect()
-    }
-}
-
-impl ModelKind {
-    fn of_mode(mode: Mode) -> ModelKind {
-        let key = match mode {
-            Mode::Single => "single",
-            Mode::Multi => "multi",
-            Mode::SingleToSingle => "single-to-single",
-            Mode::MultiToMulti => "multi-to-multi",
-            Mode::SingleToMulti => "single-to-multi",
-        };
-        ModelKind { title: mode.title(), key }
-    }
-
-    /// The kind of the model that a stage trains. `teaches`: others learn from it.
-    fn of_stage(stage: &ModelStage, mode: Mode, teaches: bool) -> ModelKind {
-        match mode.teachers() {
-            _ if stage.is_tuned => ModelKind { title: "Fine-tuned", key: "fine-tuned" },
-            Some(Breadth::Single) if teaches => ModelKind::of_mode(Mode::Single),
-            Some(Breadth::Multi) if teaches => ModelKind::of_mode(Mode::Multi),
-            _ => ModelKind::of_mode(mode),
-        }
+impl fmt::Display for Collapse {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "'{}' has collapsed on '{}': it {}", self.stage, self.task, self.what)
     }
 }
 
@@ -165,19 +68,23 @@ impl Results {
             let Some(model) = stage.model() else { continue };
             let kind = ModelKind::of_stage(&model, recipe.mode, teaching.contains(stage.name.as_str()));
             let sample = results.sample(kind, (model.trial, model.member));
-            if is_done {
-                let own: Scores = read(run.scores(&stage.name))?.unwrap_or_default();
-                sample.stages.extend(own.keys().map(|task| (task.clone(), stage.name.clone())));
-                let collapsed = own.iter().filter(|(_, s)| s.classes_predicted == Some(1));
-                let collapsed: Vec<_> = collapsed.map(|(task, _)| (stage.name.clone(), task.clone())).collect();
-                sample.scores.extend(own);
-                let further: Scores = read(run.further_scores(&stage.name))?.unwrap_or_default();
-                let mismatched = further
-                    .into_iter()
-                    .filter_map(|(name, scores)| Some((name.strip_suffix("-dev-mismatched")?.to_owned(), scores)));
-                sample.mismatched.extend(mismatched);
-                results.collapsed.extend(collapsed);
+            if !is_done {
+                sample.missing.extend(model.tasks.iter().map(|task| (task.clone(), stage.name.clone())));
+                continue;
             }
+            let own: Scores = read(run.scores(&stage.name))?.unwrap_or_default();
+            sample.stages.extend(own.keys().map(|task| (task.clone(), stage.name.clone())));
+            let collapse = |(task, scores): (&String, &TaskScores)| {
+                scores.collapse().map(|what| Collapse { stage: stage.name.clone(), task: task.clone(), what })
+            };
+            let collapsed: Vec<Collapse> = own.iter().filter_map(collapse).collect();
+            sample.scores.extend(own);
+            let further: Scores = read(run.further_scores(&stage.name))?.unwrap_or_default();
+            let mismatched = further
+                .into_iter()
+                .filter_map(|(name, scores)| Some((name.strip_suffix("-dev-mismatched")?.to_owned(), scores)));
+            sample.mismatched.extend(mismatched);
+            results.collapsed.extend(collapsed);
         }
         Ok(results)
     }
@@ -198,6 +105,12 @@ impl Results {
         &mut samples[sample]
     }
 
+    /// What has to be said of these results: models that have collapsed, and stages that are not complete.
+    pub fn notes(&self) -> Vec<String> {
+        let missing = (!self.missing.is_empty()).then(|| format!("not complete: {}", self.missing.join(", ")));
+        self.collapsed.iter().map(Collapse::to_string).chain(missing).collect()
+    }
+
     /// For `report.json`: medians, and what they are of. Scores are shares.
     pub fn to_json(&self) -> Value {
         let by_kind = |of: &dyn Fn(&Column) -> Value| -> Value {
@@ -210,18 +123,19 @@ impl Results {
             };
             self.tasks.iter().map(metrics).collect()
         };
-        let collapsed: Vec<Value> =
-            self.collapsed.iter().map(|(stage, task)| json!({ "stage": stage, "task": task })).collect();
+        let collapsed =
+            |Collapse { stage, task, what }: &Collapse| json!({ "stage": stage, "task": task, "what": what });
         json!({
             "name": self.name,
             "mode": self.mode,
-            "tasks": by_task(&|column, task, metric| json!(median(&column.scores(task, metric)))),
-            "average": by_kind(&|column| json!(median(&column.averages(&self.tasks)))),
-            "glue_average": by_kind(&|column| json!(median(&column.glue_averages(&self.tasks)))),
-            "samples": by_task(&|column, task, metric| json!(column.scores(task, metric))),
-            "mismatched": by_task(&|column, task, metric| json!(median(&column.mismatched(task, metric)))),
-            "average_samples": by_kind(&|column| json!(column.averages(&self.tasks))),
-            "collapsed": collapsed,
+            "tasks": by_task(&|column, task, metric| json!(column.scores(task, metric).middle)),
+            "average": by_kind(&|column| json!(column.average(&self.tasks).middle)),
+            "glue_average": by_kind(&|column| json!(column.glue_average(&self.tasks).middle)),
+            "samples": by_task(&|column, task, metric| json!(column.scores(task, metric).each)),
+            "mismatched": by_task(&|column, task, metric| json!(column.mismatched(task, metric).middle)),
+            "average_samples": by_kind(&|column| json!(column.average(&self.tasks).each)),
+            "seeds": by_kind(&|column| json!({ "judged": column.judged(), "planned": column.samples.len() })),
+            "collapsed": self.collapsed.iter().map(collapsed).collect::<Vec<_>>(),
             "missing": self.missing,
             "seconds": self.seconds,
         })
@@ -243,9 +157,11 @@ fn read<T: serde::de::DeserializeOwned>(path: std::path::PathBuf) -> anyhow::Res
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use bam_cluster::plan::TaskSize;
-    use bam_cluster::stage_record::TaskScores;
+
+    use super::super::fabricated::{self, everywhere};
+    use super::super::models::Summary;
+    use super::*;
 
     #[test]
     fn scores_of_complete_stages_are_found_in_their_places() {
@@ -259,6 +175,7 @@ mod tests {
             metrics: BTreeMap::from([("accuracy".to_owned(), Some(accuracy)), ("f1".to_owned(), Some(0.9))]),
             examples: 9,
             classes_predicted: Some(classes),
+            spread: None,
         };
         for (stage, task, value) in [
             ("teacher-mrpc", "mrpc", scores(0.8, 1)),
@@ -273,13 +190,20 @@ mod tests {
         }
         let results = Results::collect(&run, &recipe, &plan).unwrap();
         assert_eq!(results.columns.iter().map(|c| c.kind.title).collect::<Vec<_>>(), ["Single", "Single→Multi"]);
-        let score = |column: usize, task: &str, metric| results.columns[column].scores(task, metric);
+        let score = |column: usize, task: &str, metric| results.columns[column].scores(task, metric).each;
         assert_eq!((score(0, "mrpc", Metric::Accuracy), score(1, "mrpc", Metric::Accuracy)), (vec![0.8], vec![]));
         assert_eq!((score(0, "mrpc", Metric::F1), score(0, "rte", Metric::Accuracy)), (vec![0.9], vec![]));
         assert_eq!(score(1, "rte", Metric::Accuracy), [0.6]);
-        assert_eq!(results.collapsed, [("teacher-mrpc".to_owned(), "mrpc".to_owned())]);
+        assert_eq!(
+            results.notes(),
+            [
+                "'teacher-mrpc' has collapsed on 'mrpc': it predicts the same class for every dev example",
+                "not complete: prepare, teacher-rte, logits"
+            ]
+        );
         assert_eq!(results.missing, ["prepare", "teacher-rte", "logits"]);
-        assert!(results.columns.iter().all(|c| c.averages(&results.tasks).is_empty()));
+        assert!(results.columns.iter().all(|c| c.average(&results.tasks) == Summary::default()));
+        assert_eq!(results.columns[0].samples[0].missing["rte"], "teacher-rte");
         let json = results.to_json();
         assert_eq!(json["mode"], "single-to-multi");
         assert_eq!(json["tasks"]["mrpc"]["f1"]["single"], 0.9);
@@ -287,47 +211,56 @@ mod tests {
         assert_eq!(json["seconds"]["student"], 2.0);
     }
 
+    /// Results of a run of MRPC and STS-B; see [`fabricated::run`].
+    fn judged(rest: &str, scores: impl Fn(usize, &str) -> Option<TaskScores>) -> Results {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("name: x\nmodel: {{ path: /m }}\ndata: {{ glue: /g, tasks: [mrpc, stsb] }}\n{rest}\n");
+        fabricated::run(dir.path(), &text, scores).results
+    }
+
     #[test]
     fn trials_and_members_are_samples_of_their_kind() {
-        let dir = tempfile::tempdir().unwrap();
-        let run = RunDir::new(dir.path());
-        let text = "name: x\nmodel: { path: /m }\ndata: { glue: /g, tasks: [mrpc, stsb] }\ntrials: 2\ndistill: { ensemble: 2 }\n";
-        let recipe: Recipe = serde_norway::from_str(text).unwrap();
-        let size = |task: &str| TaskSize { task: task.into(), train: 9, dev: 9, further: BTreeMap::new() };
-        let plan = Plan::derive(&recipe, &[size("mrpc"), size("stsb")]);
-        for (i, stage) in plan.stages.iter().enumerate() {
-            let StageWork::Train(train) = &stage.work else { continue };
-            let metrics = ["accuracy", "f1", "pearson", "spearman"].map(|m| (m.to_owned(), Some(i as f64)));
-            let one = TaskScores { metrics: metrics.into(), examples: 9, classes_predicted: None };
-            let scores: Scores = train.tasks.iter().map(|t| (t.clone(), one.clone())).collect();
-            files::write_json(&run.scores(&stage.name), &scores).unwrap();
-            let record = StageRecord { inputs: Default::default(), outputs: Default::default(), seconds: 2.0 };
-            bam_cluster::stage_record::finish(&run, &stage.name, &record).unwrap();
-        }
-        let results = Results::collect(&run, &recipe, &plan).unwrap();
+        let results = judged("trials: 2\ndistill: { ensemble: 2 }", |i, _| Some(everywhere(Some(i as f64))));
         // prepare, four teachers (two tasks, two members), logits, student, and the same from teachers on.
         let [single, multi] = &results.columns[..] else { panic!() };
-        assert_eq!(single.scores("mrpc", Metric::F1), [1.0, 3.0, 7.0, 9.0]);
-        assert_eq!(single.averages(&results.tasks), [1.5, 3.5, 7.5, 9.5]);
-        assert_eq!(multi.scores("stsb", Metric::Spearman), [6.0, 12.0]);
+        assert_eq!(single.scores("mrpc", Metric::F1).each, [1.0, 3.0, 7.0, 9.0]);
+        assert_eq!(single.average(&results.tasks).each, [1.5, 3.5, 7.5, 9.5]);
+        assert_eq!(multi.scores("stsb", Metric::Spearman), Summary { middle: Some(9.0), each: vec![6.0, 12.0] });
         assert_eq!(single.samples[1].stages["stsb"], "teacher-stsb.2");
         assert_eq!(results.to_json()["average"]["single-to-multi"], 9.0);
     }
 
+    /// Of three trials, a's scores are 0, 1, 1 and b's 1, 1, 0: the columns' mean is 1, the median of averages is 0.5.
     #[test]
-    fn glues_average_takes_mnlis_mismatched_split_in() {
-        let scores = |accuracy| {
-            let metrics = BTreeMap::from([("accuracy".to_owned(), Some(accuracy)), ("mse".to_owned(), Some(0.1))]);
-            Scores::from([("mnli".to_owned(), TaskScores { metrics, examples: 9, classes_predicted: None })])
-        };
-        let sample = Sample { scores: scores(0.8), mismatched: scores(0.6), ..Sample::default() };
-        let of = |metrics: &[Metric]| {
-            let tasks = [("mnli".to_owned(), metrics.to_vec())];
-            (sample.average(&tasks), sample.glue_average(&tasks))
-        };
-        assert_eq!(of(&[Metric::Accuracy]), (Some(0.8), Some(0.7)));
-        // An error is no share, and has no place in an average.
-        assert_eq!(of(&[Metric::Mse]), (None, None));
+    fn the_average_is_the_mean_of_the_tasks_medians() {
+        let results = judged("mode: multi\ntrials: 3", |i, task| {
+            Some(everywhere(Some(if (i, task) == (1, "mrpc") || (i, task) == (3, "stsb") { 0.0 } else { 1.0 })))
+        });
+        let [multi] = &results.columns[..] else { panic!() };
+        let expected = Summary { middle: Some(1.0), each: vec![0.5, 1.0, 0.5] };
+        assert_eq!((multi.average(&results.tasks), multi.glue_average(&results.tasks)), (expected.clone(), expected));
+        let json = results.to_json();
+        assert_eq!((&json["average"]["multi"], &json["glue_average"]["multi"]), (&json!(1.0), &json!(1.0)));
+        assert_eq!(json["average_samples"]["multi"], json!([0.5, 1.0, 0.5]));
+    }
+
+    #[test]
+    fn models_that_are_not_there_yet_are_not_counted() {
+        let results = judged("mode: multi\ntrials: 20", |i, _| (i <= 3).then(|| everywhere(Some(0.5))));
+        assert_eq!((results.columns[0].judged(), results.columns[0].seeds().as_str()), (3, "3 of 20"));
+        assert_eq!(results.to_json()["seeds"]["multi"], json!({ "judged": 3, "planned": 20 }));
+    }
+
+    #[test]
+    fn a_regression_that_collapsed_counts_as_0_and_is_named() {
+        let results = judged("mode: multi\ntrials: 3", |i, task| {
+            Some(everywhere(if (i, task) == (2, "stsb") { None } else { Some(0.8) }))
+        });
+        let multi = &results.columns[0];
+        assert_eq!(multi.scores("stsb", Metric::Spearman), Summary { middle: Some(0.8), each: vec![0.8, 0.0, 0.8] });
+        assert_eq!(multi.average(&results.tasks).each, [0.8, 0.4, 0.8]);
+        let said = "'multi@2' has collapsed on 'stsb': it predicts nearly the same value for every dev example";
+        assert_eq!(results.notes(), ["not complete: prepare"].map(|rest| [said, rest]).concat());
     }
 
     #[test]

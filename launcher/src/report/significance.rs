@@ -1,14 +1,15 @@
 //! Whether kinds of models differ from Single and Multi by more than chance.
 
+use std::collections::BTreeSet;
+
 use anyhow::ensure;
 use bam_cluster::task::Metric;
 use serde_json::{Value, json};
 
-use super::comparison::{Comparison, Line, scale};
-use super::layout::plain_table;
+use super::comparison::{Comparison, Line};
+use super::layout::{plain_table, scale};
 use super::predictions::{self, Predictions};
-use super::results::Column;
-use super::statistics::{RESAMPLES, bootstrap, holm, mann_whitney, median};
+use super::statistics::{RESAMPLES, bootstrap, holm, mann_whitney};
 
 /// Below this p a difference is said to be more than chance.
 const LEVEL: f64 = 0.05;
@@ -22,8 +23,10 @@ pub struct Test {
     pub line: usize,
     /// The line of Single or Multi that it is tested against.
     pub baseline: usize,
-    /// By how much the tested one is better: points, where the metric is a share.
+    /// The tested one's figure less the other's: points, where the metric is a share. Of an error, below 0 is better.
     pub difference: f64,
+    /// Whether the tested one is the better of the two.
+    pub is_better: bool,
     /// Two-sided.
     pub p: f64,
     /// The same, corrected for all tests together.
@@ -45,20 +48,22 @@ impl Test {
 
     /// The verdict in words.
     pub fn verdict(&self) -> &'static str {
-        if self.is_significant() { "more than chance" } else { "may be chance" }
+        match (self.is_significant(), self.is_better) {
+            (true, true) => "better, more than chance",
+            (true, false) => "worse, more than chance",
+            (false, _) => "may be chance",
+        }
     }
 
     /// For programs.
     pub fn to_json(&self, comparison: &Comparison) -> Value {
-        let line = |line: usize| {
-            let Line { of, column, .. } = &comparison.lines[line];
-            json!({ "run": of.results.name, "models": column.kind.key })
-        };
+        let line = |line: usize| comparison.lines[line].to_json();
         json!({
             "task": self.task,
             "tested": line(self.line),
             "against": line(self.baseline),
             "difference": self.difference,
+            "better": self.is_better,
             "p": self.p,
             "p_holm": self.corrected,
         })
@@ -89,10 +94,22 @@ pub fn tests(comparison: &Comparison) -> anyhow::Result<Vec<Test>> {
 }
 
 /// How the tests were made.
-pub fn how(tests: usize) -> String {
+pub fn how(tests: &[Test], comparison: &Comparison) -> String {
+    let pair = |test: &Test| (test.line, test.baseline);
+    let pairs: BTreeSet<(usize, usize)> = tests.iter().map(pair).collect();
+    let on_average = tests.iter().filter(|t| t.task.is_none()).count();
+    let averages = match on_average {
+        0 if comparison.tasks.iter().any(|(_, metric)| !metric.is_share()) => {
+            "averages were not tested: there are none where a task's main metric is an error"
+        }
+        0 => "averages were not tested: that needs two trials of each, with scores on every task",
+        n if n < pairs.len() => "averages: Mann–Whitney's U over trials, where there are two of each or more",
+        _ => "averages: Mann–Whitney's U over trials",
+    };
     format!(
         "tests, two-sided; tasks: paired bootstrap over dev examples ({RESAMPLES} resamples) of the mean over trials; \
-         averages: Mann–Whitney's U over trials; p corrected for {tests} tests after Holm"
+         {averages}; p corrected for {} tests after Holm",
+        tests.len()
     )
 }
 
@@ -102,7 +119,10 @@ pub const NO_TESTS: &str = "no tests: there are no models to compare with Single
 /// A header and a row for each test.
 pub fn rows(tests: &[Test], comparison: &Comparison) -> ([&'static str; 5], Vec<Vec<String>>) {
     let row = |test: &Test| {
-        let figures = [format!("{:+.1}", test.difference), format!("{:.4}", test.p), format!("{:.4}", test.corrected)];
+        let metric = |task: &String| comparison.tasks.iter().find(|(t, _)| t == task).map(|(_, metric)| *metric);
+        let digits = test.task.as_ref().and_then(metric).map_or(1, |metric| scale(metric).1);
+        let difference = format!("{:+.digits$}", test.difference);
+        let figures = [difference, format!("{:.4}", test.p), format!("{:.4}", test.corrected)];
         [test.what(comparison)].into_iter().chain(figures).chain([test.verdict().to_owned()]).collect()
     };
     (["Comparison", "Difference", "p", "p (Holm)", ""], tests.iter().map(row).collect())
@@ -114,31 +134,32 @@ pub fn render(tests: &[Test], comparison: &Comparison) -> String {
         return format!("\n{NO_TESTS}\n");
     }
     let (header, rows) = rows(tests, comparison);
-    format!("\n{}\n{}", how(tests.len()), plain_table(&header, 1, &rows))
+    format!("\n{}\n{}", how(tests, comparison), plain_table(&header, 1, &rows))
 }
 
 fn compare(comparison: &Comparison, baseline: usize, line: usize) -> anyhow::Result<Vec<Test>> {
     let (against, tested) = (&comparison.lines[baseline], &comparison.lines[line]);
-    let test = |task: Option<&String>, difference: f64, p: f64| Test {
+    let test = |task: Option<&String>, metric: Option<Metric>, difference: f64, p: f64| Test {
         task: task.cloned(),
         line,
         baseline,
         difference,
+        is_better: if metric.is_none_or(Metric::is_share) { difference > 0.0 } else { difference < 0.0 },
         p,
         corrected: p,
     };
     let mut tests = vec![];
     for (task, metric) in &comparison.tasks {
         if let Some((difference, p)) = compare_on(against, tested, task, *metric)? {
-            tests.push(test(Some(task), difference, p));
+            tests.push(test(Some(task), Some(*metric), difference, p));
         }
     }
     let whole = comparison.main_metrics();
-    let (a, b) = (against.column.averages(&whole), tested.column.averages(&whole));
+    let (a, b) = (against.column.average(&whole), tested.column.average(&whole));
     // One trial says nothing about how trials differ.
-    if let (Some(p), true) = (mann_whitney(&a, &b), a.len().min(b.len()) > 1) {
-        let difference = 100.0 * (median(&b).unwrap_or_default() - median(&a).unwrap_or_default());
-        tests.push(test(None, difference, p));
+    if let (Some(p), true) = (mann_whitney(&a.each, &b.each), a.each.len().min(b.each.len()) > 1) {
+        let difference = 100.0 * (b.middle.unwrap_or_default() - a.middle.unwrap_or_default());
+        tests.push(test(None, None, difference, p));
     }
     Ok(tests)
 }
@@ -156,11 +177,11 @@ fn compare_on(against: &Line, tested: &Line, task: &str, metric: Metric) -> anyh
     );
     let models = |all: &[Predictions]| all.iter().map(|p| p.answers.clone()).collect::<Vec<_>>();
     let p = bootstrap(metric, &models(&a), &models(&b), &first.gold, 1);
-    let mean = |column: &Column| {
-        let scores = column.scores(task, metric);
+    let mean = |line: &Line| {
+        let scores = line.column.scores(task, metric).each;
         scores.iter().sum::<f64>() / scores.len().max(1) as f64
     };
-    Ok(Some((scale(metric).0 * (mean(tested.column) - mean(against.column)), p)))
+    Ok(Some((scale(metric).0 * (mean(tested) - mean(against)), p)))
 }
 
 /// What all models of a line answered on a task.
@@ -168,4 +189,85 @@ fn answers(line: &Line, task: &str) -> anyhow::Result<Vec<Predictions>> {
     let Some(kind) = line.of.kind_of(task) else { return Ok(vec![]) };
     let stages = line.column.samples.iter().filter_map(|s| s.stages.get(task));
     stages.map(|stage| predictions::read(&line.of.run.predictions(stage, task, "dev"), &kind)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::JudgedRun;
+    use super::super::fabricated::{self, everywhere};
+    use super::*;
+
+    /// A run of one regression, whose models answered so; each score is that of its answers.
+    fn run(at: &std::path::Path, mode: &str, metric: Metric, trials: &[[f32; 4]]) -> JudgedRun {
+        let text = format!(
+            "name: x\nmode: {mode}\ntrials: {}\nmodel: {{ path: /m }}\ndata: {{ tasks: [{{ name: dose, train: t.tsv, dev: d.tsv, \
+             text: a, label: b, type: regression, range: [0, 1], metric: {} }}] }}\n",
+            trials.len(),
+            metric.name()
+        );
+        let gold = [0.0, 0.3, 0.6, 0.9];
+        let run = fabricated::run(&at.join(mode), &text, |i, _| {
+            Some(everywhere(bam_cluster::metrics::value(metric, &trials[i - 1], &gold)))
+        });
+        let trains = run.plan.stages.iter().filter(|stage| stage.model().is_some());
+        for (stage, answers) in trains.zip(trials) {
+            let rows: Vec<(f32, f32)> = answers.iter().copied().zip(gold).collect();
+            fabricated::answer(&run, &stage.name, "dose", &rows);
+        }
+        run
+    }
+
+    #[test]
+    fn of_an_error_less_is_better() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = [
+            run(dir.path(), "single", Metric::Mse, &[[0.1, 0.4, 0.7, 1.0]]),
+            run(dir.path(), "multi", Metric::Mse, &[[0.0, 0.3, 0.6, 0.9]]),
+        ];
+        let comparison = Comparison::of(&runs);
+        let made = tests(&comparison).unwrap();
+        let [test] = &made[..] else { panic!("{made:?}") };
+        assert!((test.difference + 0.01).abs() < 1e-6 && test.is_better, "{test:?}");
+        assert_eq!(rows(&made, &comparison).1[0][1], "-0.010");
+        assert_eq!(test.to_json(&comparison)["better"], true);
+        let verdict = |corrected, is_better| Test { corrected, is_better, ..test.clone() }.verdict();
+        assert_eq!(
+            (verdict(0.01, true), verdict(0.01, false)),
+            ("better, more than chance", "worse, more than chance")
+        );
+        assert_eq!(verdict(0.2, true), "may be chance");
+        assert!(how(&made, &comparison).contains("averages were not tested: there are none"));
+    }
+
+    #[test]
+    fn a_model_that_collapsed_counts_as_0_in_the_difference_as_in_the_bootstrap() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = [0.0, 0.3, 0.6, 0.9];
+        let runs = [
+            run(dir.path(), "single", Metric::Spearman, &[good, [0.5; 4]]),
+            run(dir.path(), "multi", Metric::Spearman, &[good, good]),
+        ];
+        let comparison = Comparison::of(&runs);
+        let made = tests(&comparison).unwrap();
+        let [on_task, on_average] = &made[..] else { panic!("{made:?}") };
+        assert!((on_task.difference - 50.0).abs() < 1e-9 && on_task.is_better, "{on_task:?}");
+        assert!(on_average.task.is_none() && (on_average.difference - 50.0).abs() < 1e-9, "{on_average:?}");
+        assert!(how(&made, &comparison).contains("averages: Mann–Whitney's U over trials; p corrected for 2 tests"));
+    }
+
+    #[test]
+    fn what_was_not_tested_is_not_explained() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = [0.0, 0.3, 0.6, 0.9];
+        let runs = [
+            run(dir.path(), "single", Metric::Pearson, &[good, good]),
+            run(dir.path(), "multi", Metric::Pearson, &[good]),
+        ];
+        let comparison = Comparison::of(&runs);
+        let how = how(&tests(&comparison).unwrap(), &comparison);
+        assert!(
+            how.contains("averages were not tested: that needs two trials of each") && !how.contains("Mann"),
+            "{how}"
+        );
+    }
 }

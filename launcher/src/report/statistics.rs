@@ -22,9 +22,11 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// Mean metric of several models' predictions for the same examples; undefined ones count as 0, as no correlation does.
+/// Mean metric of several models' predictions for the same examples, as scores count.
 fn mean_metric(metric: Metric, models: &[Vec<f32>], labels: &[f32]) -> f64 {
-    let value = |predictions: &Vec<f32>| metrics::value(metric, predictions, labels).unwrap_or(0.0);
+    let value = |predictions: &Vec<f32>| {
+        metrics::counted(metric, metrics::value(metric, predictions, labels)).unwrap_or_default()
+    };
     models.iter().map(value).sum::<f64>() / models.len().max(1) as f64
 }
 

@@ -2,9 +2,13 @@
 
 use bam_cluster::task::Metric;
 
-use super::layout::plain_table;
-use super::results::{Column, Results};
-use super::statistics::median;
+use super::layout::{plain_table, scale};
+use super::models::{Column, Summary};
+use super::results::Results;
+
+/// What an average is.
+pub const ABOUT_AVERAGES: &str =
+    "the average is the mean of the tasks' medians; its [lowest–highest] are averages of one seed's models";
 
 /// What stands where there is no figure.
 pub const DASH: &str = "–";
@@ -18,17 +22,15 @@ impl Results {
         };
         let mut text: String = titles.iter().zip(&self.tables()).map(shown).collect();
         if self.columns.iter().any(|c| c.samples.len() > 1) {
-            let counts = self.columns.iter().map(|c| format!("{} of {}", c.samples.len(), c.kind.title));
-            let counts: Vec<String> = counts.collect();
-            text += &format!("medians and [lowest–highest] over models with different seeds: {}\n", counts.join(", "));
+            text += &format!("medians and [lowest–highest] over models with different seeds: {}\n", self.seeds());
+            text += &format!("{ABOUT_AVERAGES}\n");
         }
-        for (stage, task) in &self.collapsed {
-            text += &format!("'{stage}' has collapsed on '{task}': it predicts the same class for every dev example\n");
-        }
-        if !self.missing.is_empty() {
-            text += &format!("not complete: {}\n", self.missing.join(", "));
-        }
-        text
+        text + &self.notes().into_iter().map(|note| note + "\n").collect::<String>()
+    }
+
+    /// How many models of each kind there are; of how many, where some are not there yet.
+    fn seeds(&self) -> String {
+        self.columns.iter().map(|c| format!("{} {}", c.kind.title, c.seeds())).collect::<Vec<_>>().join(", ")
     }
 
     /// Header and rows of the main metrics, with their average, and of further metrics if there are any.
@@ -38,15 +40,15 @@ impl Results {
             for (i, &metric) in metrics.iter().enumerate() {
                 let rows = if i == 0 { &mut main } else { &mut further };
                 rows.push(self.row(task, Some(metric), |column| column.scores(task, metric)));
-                if self.columns.iter().any(|column| !column.mismatched(task, metric).is_empty()) {
+                if self.columns.iter().any(|column| column.mismatched(task, metric).middle.is_some()) {
                     let name = format!("{task}, mismatched");
                     further.push(self.row(&name, Some(metric), |column| column.mismatched(task, metric)));
                 }
             }
         }
-        main.push(self.row("average", None, |column| column.averages(&self.tasks)));
+        main.push(self.row("average", None, |column| column.average(&self.tasks)));
         if !further.is_empty() {
-            further.push(self.row("average as GLUE's", None, |column| column.glue_averages(&self.tasks)));
+            further.push(self.row("average as GLUE's", None, |column| column.glue_average(&self.tasks)));
         }
         [main, further].into_iter().filter(|rows| !rows.is_empty()).map(|rows| (self.header(), rows)).collect()
     }
@@ -56,26 +58,29 @@ impl Results {
         ["Task", "Metric"].into_iter().chain(self.columns.iter().map(|c| c.kind.title)).chain(difference).collect()
     }
 
-    /// One line: the scores of each kind of models, and by how much the last one's median is above the first one's.
-    fn row(&self, task: &str, metric: Option<Metric>, scores: impl Fn(&Column) -> Vec<f64>) -> Vec<String> {
-        let scores: Vec<Vec<f64>> = self.columns.iter().map(scores).collect();
+    /// One line: the scores of each kind of models, and by how much the last kind's figure is above that of the kind before
+    /// it: the student's above its teachers', a fine-tuned model's above the one that it goes on from.
+    fn row(&self, task: &str, metric: Option<Metric>, scores: impl Fn(&Column) -> Summary) -> Vec<String> {
+        let scores: Vec<Summary> = self.columns.iter().map(scores).collect();
         let mut row = vec![task.to_owned(), metric.map_or(String::new(), |m| m.name().to_owned())];
-        let (factor, digits) = if metric.is_none_or(Metric::is_share) { (100.0, 1) } else { (1.0, 3) };
+        let (factor, digits) = metric.map_or((100.0, 1), scale);
         row.extend(scores.iter().map(|s| cell(s, factor, digits)));
-        if let [first, .., last] = &scores[..] {
-            let difference = median(first).zip(median(last)).map(|(first, last)| factor * (last - first));
+        if let [.., before, last] = &scores[..] {
+            let difference = before.middle.zip(last.middle).map(|(before, last)| factor * (last - before));
             row.push(difference.map_or(DASH.to_owned(), |d| format!("{d:+.digits$}")));
         }
         row
     }
 }
 
-/// The median of some scores, with the lowest and the highest of several.
-pub fn cell(scores: &[f64], factor: f64, digits: usize) -> String {
-    let Some(middle) = median(scores) else { return DASH.to_owned() };
+/// The figure for all models, with the lowest and the highest of several.
+pub fn cell(summary: &Summary, factor: f64, digits: usize) -> String {
+    let Some(middle) = summary.middle else { return DASH.to_owned() };
     let show = |score: f64| format!("{:.digits$}", factor * score);
-    let (low, high) = scores.iter().fold((f64::MAX, f64::MIN), |(low, high), s| (low.min(*s), high.max(*s)));
-    if scores.len() == 1 { show(middle) } else { format!("{} [{}–{}]", show(middle), show(low), show(high)) }
+    match summary.range() {
+        Some((low, high)) => format!("{} [{}–{}]", show(middle), show(low), show(high)),
+        None => show(middle),
+    }
 }
 
 #[cfg(test)]
@@ -84,7 +89,8 @@ mod tests {
 
     use bam_cluster::stage_record::TaskScores;
 
-    use super::super::results::{ModelKind, Sample};
+    use super::super::models::{ModelKind, Sample};
+    use super::super::results::Collapse;
     use super::*;
 
     /// Results of models of these kinds, as many of each score as there are kinds.
@@ -93,6 +99,7 @@ mod tests {
             metrics: metrics.iter().map(|(m, s)| ((*m).to_owned(), *s)).collect(),
             examples: 9,
             classes_predicted: None,
+            spread: None,
         };
         let sample = |mrpc: f64, f1: Option<f64>, rte: f64| Sample {
             scores: BTreeMap::from([
@@ -101,7 +108,7 @@ mod tests {
             ]),
             ..Sample::default()
         };
-        let samples = [sample(0.8, Some(0.9), 0.7), sample(0.85, None, 0.664)];
+        let samples = [sample(0.8, Some(0.9), 0.7), sample(0.85, None, 0.664), sample(0.9, None, 0.764)];
         let column = |(title, sample): (&&'static str, Sample)| Column {
             kind: ModelKind { title, key: "" },
             samples: vec![sample],
@@ -110,7 +117,7 @@ mod tests {
             name: "demo".into(),
             tasks: vec![("mrpc".into(), vec![Metric::Accuracy, Metric::F1]), ("rte".into(), vec![Metric::Accuracy])],
             columns: titles.iter().zip(samples).map(column).collect(),
-            collapsed: vec![("teacher-rte".into(), "rte".into())],
+            collapsed: vec![Collapse { stage: "teacher-rte".into(), task: "rte".into(), what: "says yes" }],
             ..Results::default()
         }
     }
@@ -129,19 +136,34 @@ mod tests {
         assert_eq!(line(&text, "average"), ["average", "75.0", "75.7", "+0.7"]);
         let further = text.split("further metrics").nth(1).unwrap();
         assert_eq!(line(further, "mrpc"), ["mrpc", "f1", "90.0", "–", "–"]);
-        assert!(further.contains("'teacher-rte' has collapsed on 'rte'"));
+        assert!(further.contains("'teacher-rte' has collapsed on 'rte': it says yes\n"));
+    }
+
+    #[test]
+    fn a_fine_tuned_model_stands_against_the_one_it_goes_on_from() {
+        let text = results(&["Single", "Single→Multi", "Fine-tuned"]).render();
+        assert_eq!(line(&text, "mrpc"), ["mrpc", "accuracy", "80.0", "85.0", "90.0", "+5.0"]);
+        assert_eq!(line(&text, "average").last(), Some(&"+7.5"));
     }
 
     #[test]
     fn several_models_of_a_kind_are_a_median_with_its_spread() {
-        assert_eq!(cell(&[0.5, 0.7, 0.61], 100.0, 1), "61.0 [50.0–70.0]");
-        assert_eq!((cell(&[], 100.0, 1).as_str(), cell(&[0.1234], 1.0, 3).as_str()), ("–", "0.123"));
+        let cell =
+            |middle, each: &[f64], factor, digits| cell(&Summary { middle, each: each.to_vec() }, factor, digits);
+        assert_eq!(cell(Some(0.61), &[0.5, 0.7, 0.61], 100.0, 1), "61.0 [50.0–70.0]");
+        assert_eq!(
+            (cell(None, &[], 100.0, 1).as_str(), cell(Some(0.1234), &[0.1234], 1.0, 3).as_str()),
+            ("–", "0.123")
+        );
+        // Each task was learnt by another seed's model: there is an average, but of no seed alone.
+        assert_eq!(cell(Some(0.5), &[], 100.0, 1), "50.0");
         let mut results = results(&["Single", "Single→Multi"]);
         let more = results.columns.remove(1).samples;
         results.columns[0].samples.extend(more);
+        results.columns[0].samples.push(Sample::default());
         let text = results.render();
         assert_eq!(line(&text, "rte"), ["rte", "accuracy", "68.2", "[66.4–70.0]"]);
-        assert!(text.contains("over models with different seeds: 2 of Single\n"), "{text}");
+        assert!(text.contains("over models with different seeds: Single 2 of 3\nthe average is the mean"), "{text}");
     }
 
     #[test]

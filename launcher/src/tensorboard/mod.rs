@@ -133,7 +133,7 @@ mod tests {
         let mut file = EventFile::create(dir.path(), "here", 3, 40).unwrap();
         file.step(&report(40)).unwrap();
         let metrics = BTreeMap::from([("accuracy".to_owned(), Some(0.75)), ("f1".to_owned(), None)]);
-        let scores = TaskScores { metrics, examples: 9, classes_predicted: Some(2) };
+        let scores = TaskScores { metrics, examples: 9, classes_predicted: Some(2), spread: None };
         file.scores(41, &Scores::from([("rte".to_owned(), scores)])).unwrap();
         let path = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
         assert!(path.to_str().unwrap().ends_with("/events.out.tfevents.0000000003.here"), "{path:?}");

@@ -225,7 +225,7 @@ fn made(name: String, path: &Path) -> (String, String) {
 
 fn publish(tasks: &[String], run: &RunDir, stage: &str) -> BTreeMap<String, String> {
     let metrics = BTreeMap::from([("accuracy".to_owned(), Some(0.8))]);
-    let score = TaskScores { metrics, examples: 4, classes_predicted: Some(2) };
+    let score = TaskScores { metrics, examples: 4, classes_predicted: Some(2), spread: None };
     let scores: Scores = tasks.iter().map(|t| (t.clone(), score.clone())).collect();
     files::write_json(&run.scores(stage), &scores).unwrap();
     BTreeMap::from([made("model".to_owned(), &run.model(stage).join("model.safetensors"))])

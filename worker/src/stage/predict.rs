@@ -50,7 +50,7 @@ fn answer(session: &Session, tokenizer: &Tokenizer, question: &Question) -> Resu
     let set = tokenize(task, split, &rows, tokenizer, session.recipe.model.max_length, &vocabulary)?;
     let predictions = ask(session, stage, task, &set)?;
     let path = session.run.predictions(stage, &task.name, split);
-    let text = table(task, &set, &predictions);
+    let text = table(&task.kind, &set.example_ids, &predictions, &set.labels);
     if session.is_first() {
         files::write_atomically(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
         if set.labels.iter().all(|l| l.is_finite()) {

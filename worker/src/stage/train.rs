@@ -227,7 +227,7 @@ fn finish(session: &Session, tasks: &[&Task], trainer: &mut Trainer) -> Result<O
         scores.insert(task.name.clone(), score(&task.kind, &task.metrics, &predictions, &set.labels));
         if session.is_first() {
             let path = session.run.predictions(stage, &task.name, "dev");
-            let text = table(task, &set, &predictions);
+            let text = table(&task.kind, &set.example_ids, &predictions, &set.labels);
             files::write_atomically(&path, text.as_bytes()).with_context(|| path.display().to_string())?;
             session.faults.wrote();
         }
@@ -244,17 +244,35 @@ fn finish(session: &Session, tasks: &[&Task], trainer: &mut Trainer) -> Result<O
     Ok(Outcome::Finished { outputs })
 }
 
-/// Predictions as a tab-separated table: id, prediction, gold if it is known; classes by name.
-pub(super) fn table(task: &Task, set: &TokenSet, predictions: &[f32]) -> String {
-    let show = |value: f32| match &task.kind {
+/// Predictions as a tab-separated table: id, prediction, gold if it is known (which is no number where it is not); classes by
+/// name, scores with as many digits as it takes to read back the same number.
+pub(super) fn table(kind: &Kind, ids: &[u64], predictions: &[f32], gold: &[f32]) -> String {
+    let show = |value: f32| match kind {
         Kind::Classification { labels, .. } => labels.get(value as usize).cloned().unwrap_or_default(),
-        Kind::Regression { .. } => format!("{value:.3}"),
+        Kind::Regression { .. } => value.to_string(),
     };
-    let has_gold = set.labels.iter().all(|l| l.is_finite());
+    let has_gold = gold.iter().all(|l| l.is_finite());
     let mut text = if has_gold { "id\tprediction\tgold\n".to_owned() } else { "id\tprediction\n".to_owned() };
-    for ((id, prediction), gold) in set.example_ids.iter().zip(predictions).zip(&set.labels) {
+    for ((id, prediction), gold) in ids.iter().zip(predictions).zip(gold) {
         let gold = if has_gold { format!("\t{}", show(*gold)) } else { String::new() };
         text += &format!("{id}\t{}{gold}\n", show(*prediction));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_read_back_as_they_were() {
+        let predictions = [0.1f32 / 3.0, 7.25e-5, 1.0 - f32::EPSILON, f32::MIN_POSITIVE];
+        let gold = [2.5e-4, 1.0e-9, 0.001, 3.8];
+        let written = table(&Kind::Regression { min: 0.0, max: 5.0 }, &[0, 1, 2, 7], &predictions, &gold);
+        let column = |n: usize| -> Vec<f32> {
+            written.lines().skip(1).map(|line| line.split('\t').nth(n).unwrap().parse().unwrap()).collect()
+        };
+        assert_eq!((column(1), column(2)), (predictions.to_vec(), gold.to_vec()), "{written}");
+        assert!(written.ends_with("\t3.8\n"), "no more digits than it takes: {written}");
+    }
 }

@@ -3,16 +3,17 @@
 use bam_cluster::task::Metric;
 use maud::{Markup, html};
 
-use super::super::comparison::{Comparison, published_notes};
+use super::super::changes;
+use super::super::comparison::{ABOUT_CHANGES, ABOUT_PUBLISHED, Comparison};
 use super::super::plot::{self, Dots};
 use super::super::significance::{self, NO_TESTS};
+use super::super::table::ABOUT_AVERAGES;
 use super::{Content, element};
 
 /// The section, for all runs together.
 pub fn section(content: &Content) -> anyhow::Result<Markup> {
     let comparison = content.comparison;
-    let collapsed = content.runs.iter().flat_map(|run| &run.results.collapsed);
-    let collapsed: Vec<String> = collapsed.map(|(stage, task)| format!("{stage} on {task}")).collect();
+    let several = content.runs.len() > 1;
     Ok(html! {
         section {
             h2 { "Results on dev" }
@@ -22,22 +23,39 @@ pub fn section(content: &Content) -> anyhow::Result<Markup> {
                     (element::table(header, 2, rows))
                 }
             }
-            @if content.runs.len() > 1 || content.with_published {
+            @if several || content.with_published {
                 @let (header, rows) = comparison.rows(content.with_published);
                 h3 { "Kinds of models" }
                 (element::table(&header, 1, &rows))
             }
-            p.hint { "In percent; of several models with different seeds the median and [lowest–highest]." }
-            @if content.with_published { @for note in published_notes() { p.hint { (note) } } }
-            @if !collapsed.is_empty() {
-                p.note { "Collapsed, that is, the same class for every dev example: " (collapsed.join(", ")) }
+            p.hint {
+                "In percent; of several models with different seeds the median and [lowest–highest]; " (ABOUT_AVERAGES) "."
             }
+            @if content.with_published { p.hint { (ABOUT_PUBLISHED) } }
+            @for run in content.runs {
+                @for collapse in &run.results.collapsed {
+                    p.note { @if several { (run.results.name) ": " } (collapse.to_string()) }
+                }
+            }
+            @if several || content.with_published { (changed(content)) }
             div.pair {
                 (every_model(comparison)?)
                 (tests(content))
             }
         }
     })
+}
+
+/// What has changed from one kind of models to another.
+fn changed(content: &Content) -> Markup {
+    let (header, rows) = changes::rows(content.comparison, content.with_published);
+    html! {
+        @if !rows.is_empty() {
+            h3 { "Changes" }
+            (element::table(&header, 1, &rows))
+            p.hint { (ABOUT_CHANGES) }
+        }
+    }
 }
 
 /// Scores of all models, by task.
@@ -47,9 +65,14 @@ fn every_model(comparison: &Comparison) -> anyhow::Result<Markup> {
     let whole = comparison.main_metrics();
     let dots = |(i, line): (usize, &super::super::comparison::Line)| {
         let of_task = |(row, (task, metric)): (usize, &&(String, Metric))| {
-            line.column.scores(task, *metric).into_iter().map(move |score| (row, 100.0 * score)).collect::<Vec<_>>()
+            line.column
+                .scores(task, *metric)
+                .each
+                .into_iter()
+                .map(move |score| (row, 100.0 * score))
+                .collect::<Vec<_>>()
         };
-        let averages = line.column.averages(&whole).into_iter().map(|score| (tasks.len(), 100.0 * score));
+        let averages = line.column.average(&whole).each.into_iter().map(|score| (tasks.len(), 100.0 * score));
         Dots { colour: i, values: tasks.iter().enumerate().flat_map(of_task).chain(averages).collect() }
     };
     let series: Vec<Dots> = comparison.lines.iter().enumerate().map(dots).collect();
@@ -83,7 +106,7 @@ fn tests(content: &Content) -> Markup {
                         }
                     }
                 }
-                p.hint { "How: " (significance::how(tests.len())) }
+                p.hint { "How: " (significance::how(tests, content.comparison)) }
             }
         }
     } }
