@@ -122,6 +122,11 @@ impl RunDir {
         self.stage(stage).join("further.json")
     }
 
+    /// Which questions were answered, over all starts.
+    pub fn answers(&self) -> PathBuf {
+        self.stage("predict").join("answers.json")
+    }
+
     /// A model's answers to every example of one task's split.
     pub fn predictions(&self, stage: &str, task: &str, split: &str) -> PathBuf {
         self.stage(stage).join("predictions").join(format!("{task}-{split}.tsv"))

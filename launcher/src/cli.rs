@@ -291,7 +291,7 @@ pub struct SubmissionArguments {
     /// The trial whose models answer
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub trial: u64,
-    /// Leave out files for which there are no answers
+    /// Leave out files for which there are no answers, and take answers to test sets with other rows than GLUE's
     #[arg(long)]
     pub partial: bool,
     /// Where the zip is written [default: submission.zip in the run's directory]

@@ -63,7 +63,9 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<SubmissionError>() {
         return Some(match error {
             SubmissionError::Trial { .. } => exit_code::USAGE,
-            SubmissionError::Missing { .. } | SubmissionError::Answers { .. } => exit_code::BAD_DATA,
+            SubmissionError::Missing { .. } | SubmissionError::Answers { .. } | SubmissionError::Rows { .. } => {
+                exit_code::BAD_DATA
+            }
         });
     }
     if let Some(error) = cause.downcast_ref::<FetchError>() {

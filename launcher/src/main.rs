@@ -1,5 +1,6 @@
 //! The program `bam`: plans a run, starts its workers through MPI, watches them and reports. No libtorch, no MPI.
 
+mod answers;
 mod backend;
 mod choice;
 mod cli;

@@ -14,11 +14,12 @@ use bam_cluster::config::{self, ConfigError, Override, PredictedSplit, Recipe};
 use bam_cluster::encoder::{Encoder, EncoderError};
 use bam_cluster::hub_cache::{HubCache, is_model_name};
 use bam_cluster::plan::{Plan, TaskSize};
-use bam_cluster::task::{self, Count, DataError, Selection, Sizes, Task};
+use bam_cluster::task::{self, Count, DataError, SUBMISSION, Selection, Sizes, SubmissionFile, Task};
 use bam_cluster::teacher::TaskModel;
 
 use crate::cli::RecipeArguments;
 use crate::forecast::Lengths;
+use crate::numbers::thousands;
 use crate::shell::quoted;
 use crate::slurm::Allocation;
 
@@ -62,7 +63,7 @@ impl Project {
         let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)
             .map_err(|error| with_advice(error, &recipe.model.path, &arguments.config))?;
         let tasks = recipe.tasks();
-        let (mut sizes, mut lengths, mut sources, mut warnings) = (vec![], vec![], vec![], vec![]);
+        let (mut sizes, mut lengths, mut sources, mut warnings) = (vec![], vec![], vec![], recipe.without_effect());
         let mut further = BTreeMap::new();
         for (task, examples) in tasks.iter().zip(count_all(&tasks, &recipe.data.selection())) {
             let examples = examples?;
@@ -157,7 +158,11 @@ fn further_splits(recipe: &Recipe, task: &Task, warnings: &mut Vec<String>) -> R
             continue;
         }
         match split.file() {
-            Some(file) => found.push((split.name.clone(), task::count_split(task, split, file)?)),
+            Some(file) => {
+                let count = task::count_split(task, split, file)?;
+                warnings.extend(other_rows(recipe, task, &split.name, count.examples));
+                found.push((split.name.clone(), count));
+            }
             None => warnings.push(format!(
                 "task '{}': {} is not predicted, there is no {}",
                 task.name,
@@ -170,7 +175,25 @@ fn further_splits(recipe: &Recipe, task: &Task, warnings: &mut Vec<String>) -> R
     if recipe.predict.contains(&PredictedSplit::Test) && !has_test {
         warnings.push(format!("task '{}': test is not predicted, the task declares no test file", task.name));
     }
+    let is_namesake = SUBMISSION.iter().any(|file| file.task == task.name) && !recipe.is_glue(&task.name);
+    if recipe.predict.contains(&PredictedSplit::Test) && has_test && is_namesake {
+        let name = &task.name;
+        warnings.push(format!("task '{name}' is the recipe's own, not GLUE's: bam submission leaves its answers out"));
+    }
     Ok(found)
+}
+
+/// What is to be said of a test set that is not as long as GLUE's.
+fn other_rows(recipe: &Recipe, task: &Task, split: &str, rows: usize) -> Option<String> {
+    let official = SubmissionFile::of(&task.name, split).filter(|_| recipe.is_glue(&task.name))?.rows;
+    (rows != official).then(|| {
+        format!(
+            "task '{}': {split} has {} rows, and GLUE's has {}; its server takes no answers to these",
+            task.name,
+            thousands(rows),
+            thousands(official)
+        )
+    })
 }
 
 fn skipped_rows(task: &str, [train, dev]: [u64; 2]) -> Option<String> {

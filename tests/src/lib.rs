@@ -35,7 +35,7 @@ pub use run::{Run, Step};
 pub use server::{Answer, Request, Server};
 pub use snapshot::{Snapshot, sha256};
 pub use stream::Stream;
-pub use tasks::{ROWS, write_tasks};
+pub use tasks::{FEW_ROWS, ROWS, write_all_of_glue, write_tasks};
 pub use trial::{
     BASE, FirstSteps, LARGE, MINILM, Machine, TRAININGS, Text, Training, Trial, bench_directory, workshop, write_random,
 };

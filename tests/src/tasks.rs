@@ -85,6 +85,59 @@ pub fn write_tasks(glue: &Path, own: &Path) {
     }
 }
 
+/// Rows of the training files of [`write_all_of_glue`]. Dev and test files have a quarter as many.
+pub const FEW_ROWS: usize = 32;
+
+/// Writes to `glue` what [`write_tasks`] leaves out, so that all files are there, in their official columns: SST-2, QQP (with
+/// a row that lacks columns), MNLI, QNLI and WNLI, the test files of MRPC, and AX.
+pub fn write_all_of_glue(glue: &Path) {
+    let mut random = Stream::new(8);
+    let mut file = |name: &str, header: &str, row: &dyn Fn(&mut Stream, usize) -> String| {
+        let rows = if name.ends_with("train.tsv") { FEW_ROWS } else { FEW_ROWS / 4 };
+        write(&glue.join(name), header, rows, &mut random, row);
+    };
+    let pair = |r: &mut Stream, good: usize| format!("{}\t{}", sentence(r, 0, 0), sentence(r, good, 2));
+    for split in ["train", "dev"] {
+        file(&format!("SST-2/{split}.tsv"), "sentence\tlabel", &|r, i| {
+            format!("{}\t{}", sentence(r, 2 * (i % 2), 2), i % 2)
+        });
+        file(&format!("QQP/{split}.tsv"), "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", &|r, i| {
+            let whole = format!("{i}\t{i}1\t{i}2\t{}\t{}", pair(r, 2 * (i % 2)), i % 2);
+            if i == 3 { format!("{i}\t{i}1\t{i}2\twho is it") } else { whole }
+        });
+        for (folder, header, labels) in [
+            ("QNLI", "index\tquestion\tsentence\tlabel", ["not_entailment", "entailment"]),
+            ("WNLI", "index\tsentence1\tsentence2\tlabel", ["0", "1"]),
+        ] {
+            let row = |r: &mut Stream, i: usize| format!("{i}\t{}\t{}", pair(r, 2 * (i % 2)), labels[i % 2]);
+            file(&format!("{folder}/{split}.tsv"), header, &row);
+        }
+    }
+    // MNLI's files differ in how many annotators' labels there are; the gold one is the last column of all.
+    let labels = ["contradiction", "entailment", "neutral"];
+    let texts =
+        |r: &mut Stream, i: usize| format!("{i}\t{i}7\t{i}7n\tletters\t( a )\t( b )\t(A a)\t(B b)\t{}", pair(r, i % 3));
+    let header = "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t\
+                  sentence2_parse\tsentence1\tsentence2";
+    for (split, annotators) in
+        [("train", 1), ("dev_matched", 5), ("dev_mismatched", 5), ("test_matched", 0), ("test_mismatched", 0)]
+    {
+        let own: String = (1..=annotators).map(|i| format!("\tlabel{i}")).collect();
+        let header = if annotators == 0 { header.to_owned() } else { format!("{header}{own}\tgold_label") };
+        file(&format!("MNLI/{split}.tsv"), &header, &|r, i| {
+            let said: String = (0..annotators).map(|j| format!("\t{}", labels[(i + j) % 3])).collect();
+            let gold = if annotators == 0 { String::new() } else { format!("\t{}", labels[i % 3]) };
+            texts(r, i) + &said + &gold
+        });
+    }
+    file("SST-2/test.tsv", "index\tsentence", &|r, i| format!("{i}\t{}", sentence(r, 1, 2)));
+    let mrpc = "index\t#1 ID\t#2 ID\t#1 String\t#2 String";
+    file("MRPC/test.tsv", mrpc, &|r, i| format!("{i}\t{i}1\t{i}2\t{}", pair(r, 1)));
+    file("QQP/test.tsv", "id\tquestion1\tquestion2", &|r, i| format!("{i}\t{}", pair(r, 1)));
+    file("QNLI/test.tsv", "index\tquestion\tsentence", &|r, i| format!("{i}\t{}", pair(r, 1)));
+    file("diagnostic/diagnostic.tsv", "index\tsentence1\tsentence2", &|r, i| format!("{i}\t{}", pair(r, 1)));
+}
+
 fn write(path: &Path, header: &str, rows: usize, random: &mut Stream, row: &dyn Fn(&mut Stream, usize) -> String) {
     let lines = (0..rows).map(|i| row(random, i));
     let header = (!header.is_empty()).then(|| header.to_owned());

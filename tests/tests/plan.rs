@@ -79,6 +79,26 @@ fn a_cluster_elsewhere_is_rehearsed_with_what_it_would_refuse() {
     assert!(fixed.stdout.contains("PROBLEM: reproducible: world-size allows at most 4 processes"), "{fixed}");
 }
 
+#[test]
+fn a_plan_warns_of_what_has_no_effect_and_of_what_fills_a_memory() {
+    let place = Workplace::new();
+    place.recipe("recipe.yaml", &Recipe::of(&["cola", "rte"]));
+    let plan = |overrides: &[&str]| {
+        let bam = place.bam(["plan", "recipe.yaml", "-n", "1"]);
+        overrides.iter().fold(bam, |bam, o| bam.arg("-o").arg(o)).expect(0).stdout
+    };
+    assert!(!plan(&[]).contains("warning: "));
+    let idle = plan(&["mode=multi", "distill.ensemble=2"]);
+    assert!(idle.contains("warning: distill.ensemble has no effect: mode 'multi' has no teachers"), "{idle}");
+    let large = plan(&["train.multi.batch_size=4194304"]);
+    assert!(large.contains("'student': with 4,194,304 examples at once, a rank on CPUs needs up to "), "{large}");
+    assert!(large.contains("train.multi.micro_batch_size"), "{large}");
+    assert!(!plan(&["train.multi.batch_size=4194304", "train.multi.micro_batch_size=32"]).contains("warning: "));
+    // A test file with other rows than GLUE's, whose server would refuse the answers.
+    let short = plan(&["predict=[test]"]);
+    assert!(short.contains("warning: task 'rte': test has 60 rows, and GLUE's has 3,000"), "{short}");
+}
+
 /// With a small encoder and small files: the recipes' own are not here.
 #[test]
 fn every_recipe_for_glue_passes() {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use bam_tests::{ROWS, Recipe, Run, Workplace, python};
+use bam_tests::{FEW_ROWS, ROWS, Recipe, Run, Workplace, python, write_all_of_glue};
 
 /// The files of a zip, as Python's zipfile reads them.
 fn unpacked(python: &Path, zip: &Path) -> BTreeMap<String, String> {
@@ -53,22 +53,16 @@ fn test_sets_are_answered_after_the_training_and_packed_for_glue() {
     let refused =
         place.bam(["submission", "runs/tiny"]).finish().expect_error(3, &["MNLI-m.tsv", "QQP.tsv", "--partial"]);
     assert!(!refused.stderr.contains("RTE.tsv"), "{refused}");
-    place.bam(["submission", "runs/tiny", "--partial"]).expect(0);
+    let packed = place.bam(["submission", "runs/tiny", "--partial"]).expect(0);
+    assert!(packed.stderr.contains("warning: RTE.tsv: 60 answers, and GLUE's test set has 3,000"), "{packed}");
+    assert!(packed.stdout.contains("\nWNLI.tsv: 146 rows (majority)\n"), "{packed}");
     let files = unpacked(&python, &run.at("submission.zip"));
     assert_eq!(files.keys().collect::<Vec<_>>(), ["CoLA.tsv", "RTE.tsv", "STS-B.tsv", "WNLI.tsv"]);
     for (file, text) in &files {
-        let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split('\t').collect()).collect();
-        assert_eq!((lines.len(), &lines[0]), (ROWS / 4 + 1, &vec!["index", "prediction"]), "{file}");
-        for (i, line) in lines[1..].iter().enumerate() {
-            let good = match file.as_str() {
-                "RTE.tsv" => ["entailment", "not_entailment"].contains(&line[1]),
-                "STS-B.tsv" => line[1].len() == 5 && line[1].parse::<f64>().is_ok_and(|s| (0.0..=5.0).contains(&s)),
-                "WNLI.tsv" => line[1] == "0",
-                _ => ["0", "1"].contains(&line[1]),
-            };
-            assert!(good && line[0] == i.to_string(), "{file}: {line:?}");
-        }
+        let rows = if file == "WNLI.tsv" { 146 } else { ROWS / 4 };
+        assert_eq!(checked(file, text).len(), rows, "{file}");
     }
+    assert!(checked("WNLI.tsv", &files["WNLI.tsv"]).iter().all(|answer| answer == "0"));
     // Other questions are answered, too; what was answered stays.
     place.bam(["predict", "recipe.yaml", "--split", "train"]).expect(0);
     assert_eq!(read("cola-train").lines().count(), ROWS + 1);
@@ -77,14 +71,116 @@ fn test_sets_are_answered_after_the_training_and_packed_for_glue() {
     assert!(!format!("{again}").contains("predict: done before"), "{again}");
     assert!(format!("{}", place.bam(["predict", "recipe.yaml"]).expect(0)).contains("predict: done before"));
 
-    // An answer that was lost is noticed.
+    // Starts that ask something else, or nothing, leave the answers to the test sets.
+    place.bam(["predict", "recipe.yaml", "--split", "dev"]).expect(0);
+    place.bam(["run", "recipe.yaml"]).expect(0);
+    place.bam(["submission", "runs/tiny", "--partial"]).expect(0);
+    assert_eq!(unpacked(&python, &run.at("submission.zip")), files);
+
+    // An answer that was lost is noticed, and given again.
     let path = run.stage("multi", "predictions/rte-test.tsv");
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.lines().take(20).map(|l| format!("{l}\n")).collect::<String>()).unwrap();
-    place
-        .bam(["submission", "runs/tiny", "--partial"])
-        .finish()
-        .expect_error(3, &["rte-test.tsv", "19 answers for 60 rows"]);
+    let words = ["rte-test.tsv", "not what the model answered", "bam predict"];
+    place.bam(["submission", "runs/tiny", "--partial"]).finish().expect_error(3, &words);
+    place.bam(["predict", "recipe.yaml"]).expect(0);
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    place.bam(["submission", "runs/tiny", "--partial"]).expect(0);
+}
+
+#[test]
+fn all_eleven_files_are_answered_in_glues_words() {
+    let Some(python) = python("all_eleven_files_are_answered_in_glues_words") else { return };
+    let place = Workplace::new();
+    write_all_of_glue(&place.at("glue"));
+    // The same pairs in MNLI's own test set and in AX.
+    let ax = fs::read_to_string(place.at("glue/diagnostic/diagnostic.tsv")).unwrap();
+    place.edit("glue/MNLI/test_matched.tsv", |text| {
+        let row = |line: &str| line.replacen('\t', "\t1\t1n\tletters\t( a )\t( b )\t(A a)\t(B b)\t", 1) + "\n";
+        text.lines().next().unwrap().to_owned() + "\n" + &ax.lines().skip(1).map(row).collect::<String>()
+    });
+    let mut recipe = Recipe::of(&["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]);
+    recipe.mode = "multi".into();
+    recipe.multi = "epochs: 1, batch_size: 32, learning_rate: 0.002".into();
+    place.recipe("recipe.yaml", &recipe);
+    let done = place.bam(["predict", "recipe.yaml"]).expect(0);
+    let said = format!("{done}");
+    for words in [
+        "task 'qqp': left out 1 rows of the training file and 1 of the dev file",
+        "task 'mnli': ax has 8 rows, and GLUE's has 1,104",
+    ] {
+        assert!(said.contains(words), "no '{words}' in {said}");
+    }
+    let run = Run::new(place.at("runs/tiny"));
+    let words = ["cola-test.tsv: 60 answers, and GLUE's test set has 1,063: CoLA.tsv", "--partial"];
+    place.bam(["submission", "runs/tiny"]).finish().expect_error(3, &words);
+    assert!(!run.at("submission.zip").exists());
+    let packed = place.bam(["submission", "runs/tiny", "--partial", "--to", "all.zip"]).expect(0);
+    assert!(!packed.stdout.contains("without") && !packed.stdout.contains("majority"), "{packed}");
+    assert_eq!(packed.stderr.matches("and GLUE's test set has").count(), 10, "{packed}");
+
+    let files = unpacked(&python, &place.at("all.zip"));
+    let expected = [
+        ("AX.tsv", "mnli-ax"),
+        ("CoLA.tsv", "cola-test"),
+        ("MNLI-m.tsv", "mnli-test"),
+        ("MNLI-mm.tsv", "mnli-test-mismatched"),
+        ("MRPC.tsv", "mrpc-test"),
+        ("QNLI.tsv", "qnli-test"),
+        ("QQP.tsv", "qqp-test"),
+        ("RTE.tsv", "rte-test"),
+        ("SST-2.tsv", "sst2-test"),
+        ("STS-B.tsv", "stsb-test"),
+        ("WNLI.tsv", "wnli-test"),
+    ];
+    assert_eq!(files.keys().map(String::as_str).collect::<Vec<_>>(), expected.map(|(file, _)| file));
+    for (file, answered) in expected {
+        let answers = checked(file, &files[file]);
+        let own_rows = ["CoLA.tsv", "RTE.tsv", "STS-B.tsv", "WNLI.tsv"].contains(&file);
+        assert_eq!(answers.len(), if own_rows { ROWS / 4 } else { FEW_ROWS / 4 }, "{file}");
+        let given = fs::read_to_string(run.stage("multi", &format!("predictions/{answered}.tsv"))).unwrap();
+        let given: Vec<&str> = given.lines().skip(1).map(|line| line.split('\t').nth(1).unwrap()).collect();
+        let same = |answer: &String, given: &str| match given.parse::<f64>() {
+            Ok(score) if file == "STS-B.tsv" => (answer.parse::<f64>().unwrap() - score).abs() < 0.0006,
+            _ => answer == given,
+        };
+        assert!(answers.iter().zip(given).all(|(answer, given)| same(answer, given)), "{file}");
+    }
+    // MNLI's head answers AX.
+    assert_eq!(files["AX.tsv"], files["MNLI-m.tsv"]);
+}
+
+/// The answers of a file of a submission, each of which has to be of the task's and under its own number.
+fn checked(file: &str, text: &str) -> Vec<String> {
+    let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split('\t').collect()).collect();
+    assert_eq!(lines[0], ["index", "prediction"], "{file}");
+    for (i, line) in lines[1..].iter().enumerate() {
+        let good = match file {
+            "MNLI-m.tsv" | "MNLI-mm.tsv" | "AX.tsv" => ["contradiction", "entailment", "neutral"].contains(&line[1]),
+            "RTE.tsv" | "QNLI.tsv" => ["entailment", "not_entailment"].contains(&line[1]),
+            "STS-B.tsv" => line[1].len() == 5 && line[1].parse::<f64>().is_ok_and(|s| (0.0..=5.0).contains(&s)),
+            _ => ["0", "1"].contains(&line[1]),
+        };
+        assert!(good && line[0] == i.to_string() && line.len() == 2, "{file}: {line:?}");
+    }
+    lines[1..].iter().map(|line| line[1].to_owned()).collect()
+}
+
+#[test]
+fn a_test_file_without_its_column_of_labels_is_not_misread() {
+    let place = Workplace::new();
+    place.write("own/mood-test.tsv", "0\tthe good river\n1\ta bad door\n");
+    let mood = |more: &str| {
+        Recipe::task("mood").replace("dev_fraction", &format!("test: own/mood-test.tsv, {more}dev_fraction"))
+    };
+    let plan = |more: &str| {
+        let recipe = Recipe { tasks: vec![mood(more)], ..Recipe::of(&[]) };
+        place.recipe("recipe.yaml", &recipe);
+        place.bam(["plan", "recipe.yaml", "-o", "predict=[test]"])
+    };
+    let words = ["own/mood-test.tsv", "there are 3 columns, and 2 here", "test_text"];
+    plan("").finish().expect_error(3, &words);
+    plan("test_text: 1, ").expect(0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what a test cannot do without has failed when it is not there")]
 
-use bam_tests::{Recipe, Run, Snapshot, Workplace};
+use bam_tests::{Recipe, Run, Snapshot, Step, Workplace};
 
 const STAGES: [&str; 7] =
     ["logits", "prepare", "student", "teacher-cola", "teacher-mood", "teacher-stsb", "teacher-warmth"];
@@ -90,7 +90,7 @@ fn the_other_modes_run_too() {
     let mut recipe = Recipe::of(&["mrpc", "rte"]);
     recipe.single = "epochs: 1, batch_size: 16".into();
     recipe.multi = "epochs: 1, batch_size: 16, micro_batch_size: 5, loss_reduction: sum, optimizer: lamb".into();
-    recipe.model = "max_length: 24, layers: 1, regression_output: linear".into();
+    recipe.model = "max_length: 24, layers: 1".into();
     place.recipe("recipe.yaml", &recipe);
     let single_and_tuned = "train.fine_tune={ epochs: 1, batch_size: 16, learning_rate: 0.0001 }";
     for (mode, more, stages, columns) in [
@@ -123,6 +123,48 @@ fn the_other_modes_run_too() {
             assert_eq!(first.lambda, lambda, "{stage} of {mode}");
         }
     }
+}
+
+/// Every switch at another place than usual, and what can be seen of it from outside.
+#[test]
+fn switches_reach_the_training() {
+    let place = Workplace::new();
+    let mut recipe = Recipe::of(&["cola", "stsb"]);
+    recipe.model += ", regression_output: linear";
+    recipe.data = "double_unordered: true".into();
+    recipe.single = "epochs: 2, batch_size: 16, learning_rate: 0.002".into();
+    recipe.multi = "epochs: 1, batch_size: 16, learning_rate: 0.002, clip_norm: null".into();
+    recipe.distill = "annealing: constant, lambda: 0, temperature: 1.0e6".into();
+    recipe.cluster = "processes: 1".into();
+    place.recipe("recipe.yaml", &recipe);
+    place.bam(["run", "recipe.yaml", "-o", "sampling.method=multiples"]).expect(0);
+    let run = Run::new(place.at("runs/tiny"));
+
+    // A linear head begins at 0, a sigmoid's in the middle, where no score is further off than a half.
+    let first = run.steps("teacher-stsb")[0].loss;
+    assert!(first > 0.25, "the first loss of a linear head on scores between 0 and 1 is {first}");
+    // The teacher has answered each pair both ways round.
+    assert_eq!(run.json("logits/teacher-stsb/stsb/manifest.json")["examples"], 480);
+    assert_eq!(run.json("logits/teacher-cola/cola/manifest.json")["examples"], 240);
+
+    let steps = run.steps("student");
+    assert_eq!(steps.len(), (240 + 480) / 16);
+    assert!(steps.iter().all(|s| s.lambda == 0.0));
+    // So hot a teacher calls all classes alike, and nobody comes nearer to that than ln 2.
+    let of_cola: Vec<f64> = steps.iter().filter_map(|s| s.task_losses.get("cola").copied()).collect();
+    assert!(of_cola.len() > 30 && of_cola.iter().all(|loss| *loss > 2f64.ln() - 1e-4), "{of_cola:?}");
+    // Weights ∝ n^0.75/n of 240 and 480 examples, 1 on the mean.
+    let ratio = 2f64.powf(0.25);
+    let weights = [2.0 * ratio / (1.0 + ratio), 2.0 / (1.0 + ratio)];
+    let sums = |step: &Step, [cola, stsb]: [f64; 2]| {
+        let of = |task: &str| step.task_losses.get(task).copied().unwrap_or_default();
+        let all = (0..=16).map(|n| f64::from(n) * cola * of("cola") + f64::from(16 - n) * stsb * of("stsb"));
+        all.map(|sum| (sum / 16.0 - step.loss).abs()).fold(f64::MAX, f64::min)
+    };
+    let worst = steps.iter().map(|s| sums(s, weights)).fold(0.0, f64::max);
+    assert!(worst < 1e-5, "a loss is {worst} off the weighted sum of its tasks' losses");
+    let unweighted = steps.iter().filter(|s| sums(s, [1.0, 1.0]) < 1e-5).count();
+    assert!(unweighted < steps.len() / 4, "{unweighted} losses are sums without weights");
 }
 
 #[test]

@@ -297,6 +297,71 @@ mod tests {
     }
 
     #[test]
+    fn an_exponent_is_any_number_unless_examples_are_repeated() {
+        for good in ["1.5", "-1", "-1.0e300", "0"] {
+            load_text(SMALL, &[&format!("sampling.exponent={good}")]).unwrap();
+        }
+        assert!(message(SMALL, &["sampling.exponent=.nan"]).contains("sampling.exponent: must be a number"));
+        for wrong in ["-1", "1.5"] {
+            let m = message(SMALL, &["sampling.method=multiples", &format!("sampling.exponent={wrong}")]);
+            assert!(m.contains("sampling.exponent: must lie between 0 and 1 with 'method: multiples'"), "{m}");
+        }
+    }
+
+    #[test]
+    fn switches_can_be_off() {
+        let off = load_text(SMALL, &["train.multi.clip_norm=null", "distill.annealing=none"]).unwrap();
+        assert_eq!((off.train.multi.clip_norm, off.train.single.clip_norm), (None, Some(1.0)));
+        let m = message(SMALL, &["train.multi.clip_norm=0"]);
+        assert!(m.contains("train.multi.clip_norm: must be above 0, or null for none"), "{m}");
+        let m = message(SMALL, &["distill.annealing=none", "distill.lambda=0.5"]);
+        assert!(m.contains("distill.lambda: goes with 'annealing: constant'"), "{m}");
+    }
+
+    #[test]
+    fn a_search_names_the_value_that_is_wrong() {
+        for (value, problem) in [
+            ("{ learning_rate: [1.0e-5, 0.0] }", "train.single.search.learning_rate: 0: must be above 0"),
+            (
+                "{ layerwise_decay: [1.0, 1.5] }",
+                "train.single.search.layerwise_decay: 1.5: must be above 0 and at most 1",
+            ),
+            ("{ layerwise_decay: [1, 0.9, 1.0] }", "train.single.search.layerwise_decay: 1 is there twice"),
+            ("{ learning_rate: [5.0e-5, 0.00005] }", "train.single.search.learning_rate: 0.00005 is there twice"),
+        ] {
+            let m = message(SMALL, &[&format!("train.single.search={value}")]);
+            assert!(m.contains(problem), "{m}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_task_of_glue_is_answered_with_those_that_are() {
+        let m = message(SMALL, &["data.tasks=[ax]"]);
+        assert!(m.contains("no GLUE task 'ax' to train on; mnli's model answers AX with 'predict: [test]'"), "{m}");
+        let m = message(SMALL, &["data.tasks=[zzz]"]);
+        assert!(m.contains("there is no GLUE task 'zzz'. Known: cola, "), "{m}");
+    }
+
+    #[test]
+    fn columns_of_a_test_file_go_with_a_test_file() {
+        let own = |more: &str| {
+            let task =
+                format!("{{ name: a, train: t, dev: d, text: 0, label: 1, type: regression, range: [0, 1], {more} }}");
+            load_text("name: x\nmodel: { path: m }\ndata: { tasks: [] }\n", &[&format!("data.tasks=[{task}]")])
+        };
+        own("test: e, test_text: 1").unwrap();
+        own("text_b: 2, test: e, test_text: 1, test_text_b: 0").unwrap();
+        for (more, problem) in [
+            ("test_text: 1", "data.tasks[0].test_text: is a column of the test file; there is no test"),
+            ("test: e, test_text: 1, test_text_b: 2", "test_text_b: is for pairs"),
+            ("text_b: 2, test: e, test_text: 1", "test_text_b: goes with test_text"),
+        ] {
+            let m = own(more).unwrap_err().to_string();
+            assert!(m.contains(problem), "{m}");
+        }
+    }
+
+    #[test]
     fn a_path_that_is_no_recipe_is_answered_with_the_nearest_one() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("demo.yaml"), SMALL).unwrap();

@@ -10,6 +10,7 @@ mod slurm;
 mod task_entry;
 mod train;
 mod validate;
+mod without_effect;
 
 pub use error::{ConfigError, nearest};
 pub use given_teacher::{GivenTeacher, GivenTeachers};

@@ -284,6 +284,8 @@ pub enum Annealing {
     Linear,
     /// It stays at `lambda`.
     Constant,
+    /// No mixing: gold labels alone, λ = 1 throughout. Teachers are trained, and not heard.
+    None,
 }
 
 /// How often each task is drawn.
@@ -292,7 +294,8 @@ pub enum Annealing {
 pub struct Sampling {
     /// By what rule.
     pub method: SamplingMethod,
-    /// 0.75 in BAM; 1 is proportional to size. `uniform` needs none.
+    /// 0.75 in BAM; 1 is proportional to size, 0 draws all tasks alike, below 0 small ones more often than large ones.
+    /// `multiples` takes 0 to 1; `uniform` needs none.
     pub exponent: f64,
 }
 
@@ -459,6 +462,11 @@ impl Recipe {
             TaskEntry::Own(own) => Some(own.resolve()),
         };
         self.data.tasks.iter().filter_map(resolve).collect()
+    }
+
+    /// Whether the task of that name is GLUE's, and not one of the recipe's own.
+    pub fn is_glue(&self, task: &str) -> bool {
+        self.data.tasks.iter().any(|entry| matches!(entry, TaskEntry::Glue(name) if name == task))
     }
 
     /// Hash of all that decides what is learnt, in which numbers.

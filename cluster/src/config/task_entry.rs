@@ -37,6 +37,14 @@ pub struct OwnTask {
     /// The test file, without gold labels; for predictions.
     #[serde(default)]
     pub test: Option<PathBuf>,
+    /// Column of the (first) text in the test file, if it is another than in the training file: position or name. If it is
+    /// left out, a position in `text` is one of the training file; in the test file it is the column of the same name.
+    /// Without `header` the test file then needs as many columns as the training file, labels' place included.
+    #[serde(default)]
+    pub test_text: Option<Column>,
+    /// Column of the second text in the test file; goes with `test_text`.
+    #[serde(default)]
+    pub test_text_b: Option<Column>,
     /// Whether the files start with a row of column names.
     #[serde(default = "yes")]
     pub header: bool,
@@ -112,7 +120,13 @@ impl OwnTask {
         let test = |file: &PathBuf| FurtherSplit {
             name: "test".to_owned(),
             files: vec![file.clone()],
-            layout: Layout { label: None, ..layout.clone() },
+            layout: Layout {
+                text: self.test_text.as_ref().unwrap_or(&self.text).clone(),
+                text_b: self.test_text_b.as_ref().or(self.text_b.as_ref()).cloned(),
+                label: None,
+                ..layout.clone()
+            },
+            counted_in: self.test_text.is_none().then(|| self.train.clone()),
         };
         let further = self.test.iter().map(test).collect();
         let source = Source { train: self.train.clone(), dev, layout, further };

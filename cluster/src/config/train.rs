@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::json_schema;
@@ -62,8 +62,8 @@ pub struct TrainSettings {
     pub warmup: f64,
     /// Decoupled weight decay; LayerNorm and biases are spared.
     pub weight_decay: f64,
-    /// Largest global norm of a gradient.
-    pub clip_norm: f64,
+    /// Largest global norm of a gradient; null: gradients are left as they are.
+    pub clip_norm: Option<f64>,
     /// How gradients become steps.
     pub optimizer: OptimizerKind,
     /// Mean over the global batch, or sum as in the reference implementation.
@@ -158,13 +158,14 @@ impl LayerwiseDecay {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
-    /// Adam without bias correction, as BERT and BAM were trained.
+    /// Adam without bias correction, as BERT and BAM were trained; with it, it is `adamw`.
     #[default]
     #[serde(rename = "bert-adam")]
     BertAdam,
     /// Adam with bias correction, which small tasks are more stable with.
     AdamW,
-    /// For batches of thousands of examples: each tensor's step is in proportion to its own length.
+    /// For batches of thousands of examples: each tensor's step is in proportion to its own length. It corrects its
+    /// moments' bias, as published.
     Lamb,
 }
 
@@ -203,10 +204,16 @@ struct TrainSettingsInput {
     layerwise_decay: Option<LayerwiseDecay>,
     warmup: Option<f64>,
     weight_decay: Option<f64>,
-    clip_norm: Option<f64>,
+    #[serde(deserialize_with = "said")]
+    clip_norm: Option<Option<f64>>,
     optimizer: Option<OptimizerKind>,
     loss_reduction: Option<LossReduction>,
     search: Option<Search>,
+}
+
+/// Tells a null that is written from a key that is not.
+fn said<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<f64>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 impl TrainSettingsInput {
@@ -221,7 +228,7 @@ impl TrainSettingsInput {
             layerwise_decay: self.layerwise_decay.unwrap_or(LayerwiseDecay::All(DEFAULT_LAYERWISE_DECAY)),
             warmup: self.warmup.unwrap_or(0.1),
             weight_decay: self.weight_decay.unwrap_or(0.01),
-            clip_norm: self.clip_norm.unwrap_or(1.0),
+            clip_norm: self.clip_norm.unwrap_or(Some(1.0)),
             optimizer: self.optimizer.unwrap_or_default(),
             loss_reduction: self.loss_reduction.unwrap_or_default(),
             search: self.search,
@@ -257,6 +264,29 @@ impl From<TrainSectionInput> for TrainSection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_task_has_its_own_factor_and_a_model_of_several_the_default() {
+        let decay: LayerwiseDecay = serde_norway::from_str("{ rte: 1.0, cola: 0.8, default: 0.95 }").unwrap();
+        let of = |decay: &LayerwiseDecay, tasks: &[&str]| {
+            decay.of(&tasks.iter().map(|task| (*task).to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!([of(&decay, &["rte"]), of(&decay, &["cola"]), of(&decay, &["mnli"])], [1.0, 0.8, 0.95]);
+        assert_eq!(of(&decay, &["rte", "cola"]), 0.95);
+        let without: LayerwiseDecay = serde_norway::from_str("{ rte: 1.0 }").unwrap();
+        assert_eq!([of(&without, &["rte"]), of(&without, &["cola"])], [1.0, 0.9]);
+        assert_eq!(of(&LayerwiseDecay::All(0.7), &["rte"]), 0.7);
+    }
+
+    #[test]
+    fn clipping_is_switched_off_by_null_alone() {
+        let clip = |text: &str| serde_norway::from_str::<TrainSection>(text).unwrap().multi.clip_norm;
+        let all = ["{}", "multi: { clip_norm: 2 }", "multi: { clip_norm: null }", "multi: { clip_norm: ~ }"].map(clip);
+        assert_eq!(all, [Some(1.0), Some(2.0), None, None]);
+        let off = serde_norway::from_str::<TrainSection>("multi: { clip_norm: null }").unwrap();
+        let again: TrainSection = serde_norway::from_str(&serde_norway::to_string(&off).unwrap()).unwrap();
+        assert_eq!(again, off);
+    }
 
     #[test]
     fn a_search_tries_every_combination() {

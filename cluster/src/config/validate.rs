@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use super::error::{ConfigError, nearest};
-use super::schema::{Annealing, Breadth, DeviceKind, Launcher, Precision, Recipe, Reproducible};
+use super::schema::{
+    Annealing, Breadth, DeviceKind, Launcher, Precision, Recipe, Reproducible, Sampling, SamplingMethod,
+};
 use super::single_processes::SingleProcesses;
 use super::slurm;
 use super::task_entry::{OwnTask, TaskEntry, TaskType};
@@ -34,6 +36,7 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
     check_proportions(recipe)?;
     for (breadth, key) in [(Breadth::Single, "train.single"), (Breadth::Multi, "train.multi")] {
         if recipe.mode.trains(breadth) {
+            check_search(key, recipe.train.of(breadth))?;
             for settings in recipe.train.of(breadth).candidates() {
                 check_training(recipe, key, &settings)?;
             }
@@ -51,7 +54,7 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
         check_training(recipe, "train.fine_tune", settings)?;
     }
     check_distill(recipe)?;
-    require((0.0..=1.0).contains(&recipe.sampling.exponent), "sampling.exponent", "must lie between 0 and 1")?;
+    check_sampling(&recipe.sampling)?;
     require(recipe.checkpoint.every_steps > 0, "checkpoint.every_steps", "must be at least 1")?;
     require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be at least 1")?;
     let processes = recipe.cluster.processes;
@@ -150,7 +153,13 @@ fn check_tasks(recipe: &Recipe) -> Checked {
 
 fn check_glue(recipe: &Recipe, key: &str, name: &str) -> Checked {
     if !GLUE_NAMES.contains(&name) {
-        let hint = nearest(name, GLUE_NAMES).map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
+        let hint = match nearest(name, GLUE_NAMES) {
+            _ if name.eq_ignore_ascii_case("ax") => {
+                " to train on; mnli's model answers AX with 'predict: [test]', if its file is there.".to_owned()
+            }
+            Some(near) => format!("; did you mean '{near}'?"),
+            None => ".".to_owned(),
+        };
         let known = GLUE_NAMES.join(", ");
         return Err(invalid(
             key,
@@ -177,6 +186,7 @@ fn check_own(key: &str, own: &OwnTask) -> Checked {
     if own.unordered && own.text_b.is_none() {
         return problem("unordered", "is for pairs; there is no text_b");
     }
+    check_test_columns(key, own)?;
     match own.kind {
         TaskType::Classification => {
             if own.range.is_some() {
@@ -212,6 +222,17 @@ fn check_own(key: &str, own: &OwnTask) -> Checked {
     Ok(())
 }
 
+/// Columns of the test file alone.
+fn check_test_columns(key: &str, own: &OwnTask) -> Checked {
+    let at = |field: &str| format!("{key}.{field}");
+    let has_test = own.test.is_some() || own.test_text.is_none();
+    require(has_test, &at("test_text"), "is a column of the test file; there is no test")?;
+    let is_pair = own.text_b.is_some() || own.test_text_b.is_none();
+    require(is_pair, &at("test_text_b"), "is for pairs; there is no text_b")?;
+    let both = (own.test_text.is_some() && own.text_b.is_some()) == own.test_text_b.is_some();
+    require(both, &at("test_text_b"), "goes with test_text: name the columns of both texts of a pair, or none")
+}
+
 fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Checked {
     let at = |field: &str| format!("{key}.{field}");
     require((1..=MOST_EPOCHS).contains(&settings.epochs), &at("epochs"), "must be at least 1 and at most a million")?;
@@ -241,10 +262,10 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
     require(settings.rate_batch_size > 0, &at("rate_batch_size"), "must be at least 1")?;
     let scaled = "must not vanish or become infinite with rate_scaling";
     require(positive(settings.peak_rate()), &at("learning_rate"), scaled)?;
-    require(positive(settings.clip_norm), &at("clip_norm"), "must be above 0")?;
+    let clips = settings.clip_norm.is_none_or(positive);
+    require(clips, &at("clip_norm"), "must be above 0, or null for none")?;
     require((0.0..1.0).contains(&settings.warmup), &at("warmup"), "is a share of the steps: at least 0 and below 1")?;
     require((0.0..1.0).contains(&settings.weight_decay), &at("weight_decay"), "must be at least 0 and below 1")?;
-    let factor_is_sound = |f: f64| f > 0.0 && f <= 1.0;
     match &settings.layerwise_decay {
         LayerwiseDecay::All(f) => require(factor_is_sound(*f), &at("layerwise_decay"), "must be above 0 and at most 1"),
         LayerwiseDecay::ByTask(factors) => {
@@ -257,6 +278,35 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
             Ok(())
         }
     }
+}
+
+fn factor_is_sound(factor: f64) -> bool {
+    factor > 0.0 && factor <= 1.0
+}
+
+/// Values to try, each of which is a training of its own.
+fn check_search(key: &str, settings: &TrainSettings) -> Checked {
+    let Some(search) = &settings.search else { return Ok(()) };
+    let peak_is_sound = |rate: f64| {
+        let peak = TrainSettings { learning_rate: rate, ..settings.clone() }.peak_rate();
+        rate > 0.0 && peak > 0.0 && peak.is_finite()
+    };
+    let rates = (&search.learning_rate, "learning_rate", &peak_is_sound as &dyn Fn(f64) -> bool, "must be above 0");
+    let factors = (
+        &search.layerwise_decay,
+        "layerwise_decay",
+        &factor_is_sound as &dyn Fn(f64) -> bool,
+        "must be above 0 and at most 1",
+    );
+    for (values, name, is_sound, problem) in [rates, factors] {
+        let key = format!("{key}.search.{name}");
+        for (i, value) in values.iter().enumerate() {
+            require(is_sound(*value), &key, &format!("{value}: {problem}"))?;
+            let twice = "is there twice, which would be the same training twice";
+            require(!values[..i].contains(value), &key, &format!("{value} {twice}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// A task that a setting is for has to be one of the recipe's.
@@ -278,6 +328,18 @@ fn check_proportions(recipe: &Recipe) -> Checked {
     require(trainings <= MOST_TRAININGS, "trials", &problem)
 }
 
+fn check_sampling(sampling: &Sampling) -> Checked {
+    let (key, exponent) = ("sampling.exponent", sampling.exponent);
+    require(exponent.is_finite(), key, "must be a number")?;
+    let is_bounded = sampling.method != SamplingMethod::Multiples || (0.0..=1.0).contains(&exponent);
+    require(
+        is_bounded,
+        key,
+        "must lie between 0 and 1 with 'method: multiples', which repeats a task's examples to bring its size next to \
+         the largest one's; 'method: proportional' takes any",
+    )
+}
+
 fn check_distill(recipe: &Recipe) -> Checked {
     let temperature = recipe.distill.temperature;
     require(temperature > 0.0 && temperature.is_finite(), "distill.temperature", "must be above 0")?;
@@ -289,7 +351,10 @@ fn check_distill(recipe: &Recipe) -> Checked {
         require(recipe.mode.teachers().is_some(), &key, "mode 'single' and 'multi' have no teachers")?;
     }
     match (recipe.distill.annealing, recipe.distill.constant) {
-        (Annealing::Linear, None) => Ok(()),
+        (Annealing::Linear | Annealing::None, None) => Ok(()),
+        (Annealing::None, Some(_)) => {
+            Err(invalid("distill.lambda", "goes with 'annealing: constant'; with 'annealing: none' λ is 1"))
+        }
         (Annealing::Linear, Some(_)) => {
             Err(invalid("distill.lambda", "goes with 'annealing: constant'; with linear annealing λ rises from 0 to 1"))
         }

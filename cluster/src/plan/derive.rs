@@ -185,7 +185,7 @@ impl Trial<'_> {
         let total_steps = steps_per_epoch * settings.epochs;
         let tasks: Vec<String> = sizes.iter().map(|s| s.task.clone()).collect();
         let constant_lambda = match (teachers.is_empty(), recipe.distill.annealing) {
-            (true, _) => Some(1.0),
+            (true, _) | (false, Annealing::None) => Some(1.0),
             (false, Annealing::Constant) => recipe.distill.constant,
             (false, Annealing::Linear) => None,
         };
@@ -228,6 +228,42 @@ mod tests {
 
     fn names(plan: &Plan) -> Vec<&str> {
         plan.stages.iter().map(|s| s.name.as_str()).collect()
+    }
+
+    /// The reference implementation's sizes: MRPC and STS-B doubled, QNLI v1.
+    #[test]
+    fn the_references_run_has_its_steps() {
+        let sizes = [
+            ("cola", 8_551),
+            ("sst2", 67_349),
+            ("mrpc", 7_336),
+            ("stsb", 11_498),
+            ("qqp", 363_869),
+            ("mnli", 392_702),
+            ("qnli", 108_436),
+            ("rte", 2_490),
+        ];
+        let names = sizes.map(|(task, _)| task).join(", ");
+        let text = format!(
+            "name: x\nmode: multi\nmodel: {{ path: m }}\ndata: {{ glue: g, tasks: [{names}] }}\nsampling: {{ method: multiples }}\n"
+        );
+        let recipe: Recipe = serde_norway::from_str(&text).unwrap();
+        let size =
+            |(task, train): (&str, usize)| TaskSize { task: task.into(), train, dev: 9, further: BTreeMap::new() };
+        let multi = training(&Plan::derive(&recipe, &sizes.map(size)), "multi");
+        let schedule = &multi.schedule;
+        assert_eq!((multi.steps_per_epoch, schedule.total_steps, schedule.warmup_steps), (8_441, 50_646, 5_064));
+    }
+
+    #[test]
+    fn the_weight_of_gold_labels_rises_stays_or_is_all() {
+        let lambda = |distill: &str| {
+            let plan = plan(&format!("single-to-multi\ndistill: {{ {distill} }}"));
+            training(&plan, "student").schedule.constant_lambda
+        };
+        assert_eq!(lambda("annealing: linear"), None);
+        assert_eq!(lambda("annealing: constant, lambda: 0.5"), Some(0.5));
+        assert_eq!(lambda("annealing: none"), Some(1.0));
     }
 
     #[test]

@@ -65,7 +65,14 @@ impl Mixture {
 
 /// p(τ) ∝ |D_τ|^exponent (Bowman et al. 2018; BAM section 3).
 fn probabilities(sizes: &[usize], exponent: f64) -> Vec<f64> {
-    let weights: Vec<f64> = sizes.iter().map(|&n| (n as f64).powf(exponent)).collect();
+    // Relative to the size that weighs most no power overflows. Between 0 and 1 none does, and probabilities remain, to
+    // the last bit, what runs were begun with.
+    let unit = match exponent {
+        e if (0.0..=1.0).contains(&e) => 1.0,
+        e if e > 1.0 => sizes.iter().copied().max().unwrap_or(1) as f64,
+        _ => sizes.iter().copied().min().unwrap_or(1) as f64,
+    };
+    let weights: Vec<f64> = sizes.iter().map(|&n| (n as f64 / unit).powf(exponent)).collect();
     let sum: f64 = weights.iter().sum();
     weights.iter().map(|w| w / sum).collect()
 }
@@ -101,6 +108,22 @@ mod tests {
         let expected = [0.36586, 0.34550, 0.13579, 0.09750, 0.02074, 0.01540, 0.01099, 0.00822];
         for (p, e) in probabilities(&sizes, 0.75).iter().zip(expected) {
             assert!((p - e).abs() < 0.5e-5, "{p} against {e}");
+        }
+    }
+
+    #[test]
+    fn any_exponent_gives_probabilities() {
+        let close = |exponent: f64, expected: [f64; 3]| {
+            let found = probabilities(&[100, 10, 1], exponent);
+            assert!(found.iter().zip(expected).all(|(p, e)| (p - e).abs() < 1e-12), "{exponent}: {found:?}");
+        };
+        let sum = 1_000.0 + 10f64.powf(1.5) + 1.0;
+        close(1.5, [1_000.0 / sum, 10f64.powf(1.5) / sum, 1.0 / sum]);
+        close(-1.0, [1.0 / 111.0, 10.0 / 111.0, 100.0 / 111.0]);
+        close(0.0, [1.0 / 3.0; 3]);
+        for exponent in [500.0, 1e300, f64::MAX] {
+            close(exponent, [1.0, 0.0, 0.0]);
+            close(-exponent, [0.0, 0.0, 1.0]);
         }
     }
 

@@ -109,6 +109,7 @@ fn further(name: &str, folder: &str, glue: &Path, label: i64) -> Vec<FurtherSpli
             index: label.is_none().then_some(Column::Index(0)),
             malformed: Malformed::Refuse,
         },
+        counted_in: None,
     };
     let columns = test_columns(name);
     if name != "mnli" {
@@ -131,25 +132,34 @@ pub struct SubmissionFile {
     pub task: &'static str,
     /// Of which split.
     pub split: &'static str,
+    /// Rows of GLUE's test set, each of which has to be answered.
+    pub rows: usize,
+}
+
+impl SubmissionFile {
+    /// The file that holds the answers to this split of a GLUE task, if GLUE's server wants them.
+    pub fn of(task: &str, split: &str) -> Option<&'static SubmissionFile> {
+        SUBMISSION.iter().find(|file| file.task == task && file.split == split)
+    }
 }
 
 /// The files of a submission, all of which GLUE wants.
 pub const SUBMISSION: [SubmissionFile; 11] = {
-    const fn of(file: &'static str, task: &'static str, split: &'static str) -> SubmissionFile {
-        SubmissionFile { file, task, split }
+    const fn of(file: &'static str, task: &'static str, split: &'static str, rows: usize) -> SubmissionFile {
+        SubmissionFile { file, task, split, rows }
     }
     [
-        of("CoLA.tsv", "cola", "test"),
-        of("SST-2.tsv", "sst2", "test"),
-        of("MRPC.tsv", "mrpc", "test"),
-        of("STS-B.tsv", "stsb", "test"),
-        of("MNLI-m.tsv", "mnli", "test"),
-        of("MNLI-mm.tsv", "mnli", "test-mismatched"),
-        of("QNLI.tsv", "qnli", "test"),
-        of("QQP.tsv", "qqp", "test"),
-        of("RTE.tsv", "rte", "test"),
-        of("WNLI.tsv", "wnli", "test"),
-        of("AX.tsv", "mnli", "ax"),
+        of("CoLA.tsv", "cola", "test", 1_063),
+        of("SST-2.tsv", "sst2", "test", 1_821),
+        of("MRPC.tsv", "mrpc", "test", 1_725),
+        of("STS-B.tsv", "stsb", "test", 1_379),
+        of("MNLI-m.tsv", "mnli", "test", 9_796),
+        of("MNLI-mm.tsv", "mnli", "test-mismatched", 9_847),
+        of("QNLI.tsv", "qnli", "test", 5_463),
+        of("QQP.tsv", "qqp", "test", 390_965),
+        of("RTE.tsv", "rte", "test", 3_000),
+        of("WNLI.tsv", "wnli", "test", 146),
+        of("AX.tsv", "mnli", "ax", 1_104),
     ]
 };
 
@@ -168,7 +178,7 @@ mod tests {
 
     #[test]
     fn every_file_of_a_submission_has_its_split() {
-        for SubmissionFile { file, task, split } in SUBMISSION {
+        for SubmissionFile { file, task, split, .. } in SUBMISSION {
             let task = glue_task(task, Path::new("glue")).expect(file);
             assert!(task.source.further.iter().any(|f| f.name == split && f.belongs_to("test")), "{file}");
         }

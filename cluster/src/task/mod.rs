@@ -1,6 +1,7 @@
 //! What a task is (its labels, its metrics, its files) and how its examples are read. GLUE's tasks are entries of a
 //! table; a task of one's own is declared in the recipe; from here on nobody can tell them apart.
 
+mod counted;
 mod glue;
 mod read;
 mod split;
@@ -136,6 +137,8 @@ pub struct FurtherSplit {
     pub files: Vec<PathBuf>,
     /// Its columns.
     pub layout: Layout,
+    /// The file in which the layout counts columns, if that is not the split's own.
+    pub counted_in: Option<PathBuf>,
 }
 
 impl FurtherSplit {

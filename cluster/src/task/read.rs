@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 
+use super::counted;
 use super::{Column, FurtherSplit, Kind, Layout, Malformed, Task};
 use crate::digest;
 
@@ -79,6 +80,21 @@ pub enum DataError {
         column: String,
         /// The names that are there.
         header: String,
+    },
+    /// The recipe counts the columns of another file, and this one has others.
+    #[error(
+        "{path}: the recipe counts the columns of {counted_in}: {problem}\n  say where the texts of task '{task}' are in \
+         this file: test_text (and test_text_b)"
+    )]
+    OtherColumns {
+        /// The task.
+        task: String,
+        /// The file.
+        path: PathBuf,
+        /// The file that the recipe describes.
+        counted_in: PathBuf,
+        /// What is different.
+        problem: String,
     },
     /// One line is not as it should be.
     #[error("{path}, line {line}: {problem}\n  {remedy}")]
@@ -169,7 +185,7 @@ pub fn count_table(task: &Task, path: &Path) -> Result<Count, DataError> {
 /// # Errors
 /// As for [`read_table`], and a row whose number is not its place, as when rows are missing.
 pub fn read_split(task: &Task, split: &FurtherSplit, path: &Path) -> Result<Table, DataError> {
-    read(task, path, &split.layout)
+    read(task, path, &counted::layout(task, split, path)?)
 }
 
 /// Reads and checks the same and keeps nothing of it.
@@ -177,7 +193,7 @@ pub fn read_split(task: &Task, split: &FurtherSplit, path: &Path) -> Result<Tabl
 /// # Errors
 /// As for [`read_split`].
 pub fn count_split(task: &Task, split: &FurtherSplit, path: &Path) -> Result<Count, DataError> {
-    scan(task, path, &split.layout, |_| ())
+    scan(task, path, &counted::layout(task, split, path)?, |_| ())
 }
 
 fn read(task: &Task, path: &Path, layout: &Layout) -> Result<Table, DataError> {

@@ -1,21 +1,25 @@
 //! `bam submission`: a run's answers to GLUE's test sets as the zip that GLUE's server takes, checked before it is
 //! written.
 
+use std::fs;
 use std::io::{Cursor, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bam_cluster::config;
+use bam_cluster::config::{self, Recipe};
+use bam_cluster::digest;
 use bam_cluster::exit_code;
 use bam_cluster::files;
-use bam_cluster::plan::{Plan, Question, Stage, StageWork};
 use bam_cluster::run_dir::RunDir;
-use bam_cluster::task::{Kind, SUBMISSION, SubmissionFile, Task, glue_task, read_split};
+use bam_cluster::stage_record::StageRecord;
+use bam_cluster::task::{Kind, SUBMISSION, SubmissionFile, Task, glue_task};
 use zip::ZipWriter;
 use zip::write::FileOptions;
 
 use super::report::plan_of;
+use crate::answers::{self, Answered};
 use crate::cli::SubmissionArguments;
+use crate::numbers::thousands;
 
 /// The commonest answer to WNLI, which no model of its time learnt better than.
 const WNLI_MAJORITY: &str = "0";
@@ -26,21 +30,38 @@ pub enum SubmissionError {
     /// Answers are missing altogether.
     #[error(
         "{run}: there are no answers for {missing}\n  bam predict CONFIG makes those of tasks that the run has learnt \
-         and whose test files are there; --partial leaves the others out, but GLUE takes only all eleven files"
+         and whose test files are there; --partial leaves the others out, but GLUE takes only all eleven files{own}"
     )]
     Missing {
         /// The run's directory.
         run: PathBuf,
         /// Names of files of the submission.
         missing: String,
+        /// What is to be said of tasks that have GLUE's names and are not GLUE's.
+        own: String,
     },
     /// A file of answers is not what it should be.
-    #[error("{path}: {problem}\n  remove it and run bam predict again")]
+    #[error("{path}: {problem}\n  bam predict CONFIG has the questions answered again")]
     Answers {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         problem: String,
+    },
+    /// The test file that was answered is not GLUE's.
+    #[error(
+        "{path}: {found}, and GLUE's test set has {}: {file} would not be taken\n  fetch the test file again (bam fetch \
+         glue) and have it answered (bam predict CONFIG); --partial packs what there is", thousands(*.official)
+    )]
+    Rows {
+        /// The file of answers.
+        path: PathBuf,
+        /// How many there are.
+        found: String,
+        /// How many there should be.
+        official: usize,
+        /// The file of the submission.
+        file: &'static str,
     },
     /// There is no such trial.
     #[error("{run}: there is no trial {trial}, only {trials}")]
@@ -54,75 +75,136 @@ pub enum SubmissionError {
     },
 }
 
+/// One file of the zip.
+struct Part {
+    file: &'static str,
+    /// Answers in the order of the test set's rows.
+    rows: Vec<String>,
+    /// Whether they are WNLI's commonest answer rather than a model's.
+    is_majority: bool,
+}
+
 /// Writes a submission.
 pub fn run(arguments: &SubmissionArguments) -> anyhow::Result<u8> {
     let run = RunDir::new(&arguments.run_dir);
-    let plan = plan_of(&run)?;
+    plan_of(&run)?;
     let recipe = config::load_resolved(&run.recipe())?;
-    if arguments.trial == 0 || arguments.trial > recipe.trials {
-        let (run, trial, trials) = (run.path().to_owned(), arguments.trial, recipe.trials);
+    let all = answers::read(&run).with_context(|| run.answers().display().to_string())?;
+    let trials = all.iter().map(|answered| answered.trial).chain([recipe.trials]).max().unwrap_or_default();
+    if !(1..=trials).contains(&arguments.trial) {
+        let (run, trial) = (run.path().to_owned(), arguments.trial);
         return Err(SubmissionError::Trial { run, trial, trials }.into());
     }
-    let tasks = recipe.tasks();
-    let (mut contents, mut missing, mut answered) = (vec![], vec![], false);
-    for wanted in SUBMISSION {
-        let task = tasks.iter().find(|t| t.name == wanted.task);
-        let question = question(&plan, &wanted, arguments.trial).filter(|_| run.done("predict").exists());
-        let rows = match (question, task) {
-            (Some(question), Some(task)) => {
-                answered = true;
-                Some(answers(&run, question, task)?)
-            }
-            _ if wanted.task == "wnli" => majority(&recipe)?,
-            _ => None,
+    let (mut parts, mut missing, mut is_answered) = (vec![], vec![], false);
+    for wanted in &SUBMISSION {
+        let of_wanted = |a: &&Answered| {
+            (a.question.task.as_str(), a.question.split.as_str(), a.trial)
+                == (wanted.task, wanted.split, arguments.trial)
         };
-        match rows {
-            Some(rows) => contents.push((wanted.file, rows)),
-            None => missing.push(wanted.file),
+        // A task of one's own may have a GLUE task's name.
+        let answered = if recipe.is_glue(wanted.task) { all.iter().find(of_wanted) } else { None };
+        if let Some(answered) = answered {
+            is_answered = true;
+            let rows = rows(&run, &recipe, answered, wanted)?;
+            check_rows(&run, answered, wanted, rows.len(), arguments.partial)?;
+            parts.push(Part { file: wanted.file, rows, is_majority: false });
+        } else if wanted.task == "wnli" {
+            let rows = vec![WNLI_MAJORITY.to_owned(); wanted.rows];
+            parts.push(Part { file: wanted.file, rows, is_majority: true });
+        } else {
+            missing.push(wanted.file);
         }
     }
-    if !answered || !missing.is_empty() && !arguments.partial {
-        let missing = missing.join(", ");
-        return Err(SubmissionError::Missing { run: run.path().to_owned(), missing }.into());
+    if !is_answered || !missing.is_empty() && !arguments.partial {
+        let (run, missing, own) = (run.path().to_owned(), missing.join(", "), own_namesakes(&recipe));
+        return Err(SubmissionError::Missing { run, missing, own }.into());
     }
     let path = arguments.to.clone().unwrap_or_else(|| run.path().join("submission.zip"));
-    files::write_atomically(&path, &zip(&contents)?).with_context(|| format!("cannot write {}", path.display()))?;
-    for (file, rows) in &contents {
-        super::print(&format!("{file}: {} rows\n", rows.len()))?;
+    files::write_atomically(&path, &zip(&parts)?).with_context(|| format!("cannot write {}", path.display()))?;
+    for Part { file, rows, is_majority } in &parts {
+        let majority = if *is_majority { " (majority)" } else { "" };
+        super::print(&format!("{file}: {} rows{majority}\n", rows.len()))?;
     }
     let left_out = if missing.is_empty() { String::new() } else { format!(" (without {})", missing.join(", ")) };
     super::print(&format!("{}{left_out}\n", path.display()))?;
     Ok(exit_code::DONE)
 }
 
-/// The question whose answers a file of the submission holds.
-fn question<'a>(plan: &'a Plan, wanted: &SubmissionFile, trial: u64) -> Option<&'a Question> {
-    let of_trial = |name: &str| plan.stage(name).and_then(Stage::model).is_some_and(|model| model.trial == trial);
-    let questions = plan.stages.iter().filter_map(|stage| match &stage.work {
-        StageWork::Predict(predict) => Some(&predict.questions),
-        _ => None,
-    });
-    questions.flatten().find(|q| q.task == wanted.task && q.split == wanted.split && of_trial(&q.stage))
+/// Tasks of the recipe's own that have GLUE's names, as a further line of an error.
+fn own_namesakes(recipe: &Recipe) -> String {
+    let is_namesake = |name: &&str| SUBMISSION.iter().any(|file| file.task == *name) && !recipe.is_glue(name);
+    let names: Vec<&str> = recipe.data.tasks.iter().map(|entry| entry.name()).filter(is_namesake).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!("\n  not GLUE's, but of the recipe's own: {}", names.join(", "))
 }
 
-/// What a model answered, row by row, as GLUE writes it.
-fn answers(run: &RunDir, question: &Question, task: &Task) -> anyhow::Result<Vec<String>> {
-    let path = run.predictions(&question.stage, &question.task, &question.split);
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+/// GLUE's server wants an answer to each row of its test set.
+fn check_rows(
+    run: &RunDir,
+    answered: &Answered,
+    wanted: &SubmissionFile,
+    found: usize,
+    is_partial: bool,
+) -> Result<(), SubmissionError> {
+    if found == wanted.rows {
+        return Ok(());
+    }
+    let found = format!("{} answers", thousands(found));
+    if is_partial {
+        let official = thousands(wanted.rows);
+        super::tell(&format!("warning: {}: {found}, and GLUE's test set has {official}", wanted.file));
+        return Ok(());
+    }
+    let path = path_of(run, answered);
+    Err(SubmissionError::Rows { path, found, official: wanted.rows, file: wanted.file })
+}
+
+fn path_of(run: &RunDir, answered: &Answered) -> PathBuf {
+    let question = &answered.question;
+    run.predictions(&question.stage, &question.task, &question.split)
+}
+
+/// What a model answered, row by row, as GLUE writes it: proved to be this model's answers to the file that is there now.
+fn rows(run: &RunDir, recipe: &Recipe, answered: &Answered, wanted: &SubmissionFile) -> anyhow::Result<Vec<String>> {
+    let (path, stage) = (path_of(run, answered), &answered.question.stage);
     let refuse = |problem: String| SubmissionError::Answers { path: path.clone(), problem };
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    if digest::of_bytes(&text) != answered.answers {
+        return Err(refuse("this is not what the model answered; the file has been changed since".to_owned()).into());
+    }
+    let record: Option<StageRecord> = files::read_json(&run.done(stage)).with_context(|| stage.clone())?;
+    if record.and_then(|record| record.outputs.get("model").cloned()).as_ref() != Some(&answered.model) {
+        return Err(refuse(format!("another model answered than stage '{stage}' has made since")).into());
+    }
+    let glue = recipe.data.glue.as_deref().unwrap_or(Path::new(""));
+    let task = glue_task(wanted.task, glue).with_context(|| format!("GLUE has no task '{}'", wanted.task))?;
+    let split = task.source.further.iter().find(|split| split.name == wanted.split);
+    // Where the file is gone, its rows were counted when it was answered.
+    if let Some(file) = split.and_then(|split| split.file()) {
+        let sum = digest::of_file(file).with_context(|| file.display().to_string())?;
+        if sum != answered.source {
+            let problem = format!("these answers are to other questions than {} asks now", file.display());
+            return Err(refuse(problem).into());
+        }
+    }
+    Ok(parsed(&text, &task, answered.question.examples).map_err(refuse)?)
+}
+
+/// The answers of a file, each under its own number.
+fn parsed(text: &str, task: &Task, examples: usize) -> Result<Vec<String>, String> {
     let mut rows = vec![];
     for (place, line) in text.lines().skip(1).enumerate() {
         let mut fields = line.split('\t');
         let (id, answer) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
         if id.parse() != Ok(place) {
-            return Err(refuse(format!("row {place} has the number '{id}'")).into());
+            return Err(format!("row {place} has the number '{id}'"));
         }
-        let answer =
-            written(answer, &task.kind).ok_or_else(|| refuse(format!("row {place}: '{answer}' is no answer")))?;
-        rows.push(answer);
+        rows.push(written(answer, &task.kind).ok_or_else(|| format!("row {place}: '{answer}' is no answer"))?);
     }
-    if rows.len() != question.examples {
-        return Err(refuse(format!("has {} answers for {} rows", rows.len(), question.examples)).into());
+    if rows.len() != examples {
+        return Err(format!("has {} answers for {examples} rows", rows.len()));
     }
     Ok(rows)
 }
@@ -138,18 +220,9 @@ fn written(answer: &str, kind: &Kind) -> Option<String> {
     }
 }
 
-/// The majority's answer for each row of WNLI's test file; none if the file is not there.
-fn majority(recipe: &config::Recipe) -> anyhow::Result<Option<Vec<String>>> {
-    let task = recipe.data.glue.as_ref().and_then(|glue| glue_task("wnli", glue));
-    let found = task.as_ref().and_then(|t| t.source.further.iter().find_map(|s| Some((t, s, s.file()?))));
-    let Some((task, split, file)) = found else { return Ok(None) };
-    let rows = read_split(task, split, file)?.examples.len();
-    Ok(Some(vec![WNLI_MAJORITY.to_owned(); rows]))
-}
-
-fn zip(contents: &[(&str, Vec<String>)]) -> anyhow::Result<Vec<u8>> {
+fn zip(parts: &[Part]) -> anyhow::Result<Vec<u8>> {
     let mut archive = ZipWriter::new(Cursor::new(vec![]));
-    for (file, rows) in contents {
+    for Part { file, rows, .. } in parts {
         // A fixed date, so that equal answers make equal files.
         let options = FileOptions::default().compression_method(zip::CompressionMethod::Stored);
         archive.start_file(*file, options)?;
@@ -163,6 +236,12 @@ fn zip(contents: &[(&str, Vec<String>)]) -> anyhow::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Read;
+
+    use bam_cluster::plan::{Plan, Question};
+    use zip::ZipArchive;
+
     use super::*;
 
     #[test]
@@ -175,5 +254,131 @@ mod tests {
             Kind::Classification { labels: vec!["entailment".into(), "not_entailment".into()], thresholds: vec![] };
         assert_eq!(written("entailment", &rte).as_deref(), Some("entailment"));
         assert_eq!(written("0", &rte), None);
+    }
+
+    /// A run whose models have answered every test set with as many rows as GLUE's, but for those that are said to have
+    /// others.
+    struct Made {
+        directory: tempfile::TempDir,
+        all: Vec<Answered>,
+    }
+
+    impl Made {
+        fn new(tasks: &str, other_rows: &[(&str, usize)]) -> Made {
+            let directory = tempfile::tempdir().unwrap();
+            let made = |name: &str| directory.path().join(name);
+            let recipe = format!("name: x\nmodel: {{ path: m }}\ndata: {{ glue: glue, tasks: [{tasks}] }}\n");
+            fs::write(made("config.yaml"), recipe).unwrap();
+            let plan = Plan { recipe: String::new(), tasks: vec![], stages: vec![] };
+            fs::write(made("plan.json"), serde_json::to_vec(&plan).unwrap()).unwrap();
+            let run = RunDir::new(directory.path());
+            let outputs = [("model".to_owned(), "m".to_owned())].into();
+            let record = StageRecord { inputs: BTreeMap::new(), outputs, seconds: 1.0 };
+            files::write_json(&run.done("multi"), &record).unwrap();
+            let mut all = vec![];
+            for wanted in SUBMISSION.iter().filter(|wanted| wanted.task != "wnli") {
+                let rows = other_rows.iter().find(|(file, _)| *file == wanted.file).map_or(wanted.rows, |(_, n)| *n);
+                let answer = match wanted.task {
+                    "stsb" => "5.25",
+                    "mnli" => "neutral",
+                    "qnli" | "rte" => "not_entailment",
+                    _ => "1",
+                };
+                let text: String = (0..rows).map(|i| format!("{i}\t{answer}\n")).collect();
+                let text = format!("id\tprediction\n{text}");
+                let path = run.predictions("multi", wanted.task, wanted.split);
+                files::write_atomically(&path, text.as_bytes()).unwrap();
+                let (task, split) = (wanted.task.to_owned(), wanted.split.to_owned());
+                let question = Question { stage: "multi".into(), task, split, examples: rows };
+                let (model, source, answers) = ("m".into(), digest::of_bytes("questions"), digest::of_bytes(&text));
+                all.push(Answered { question, trial: 1, model, source, answers });
+            }
+            files::write_json(&run.answers(), &all).unwrap();
+            Made { directory, all }
+        }
+
+        fn run(&self) -> RunDir {
+            RunDir::new(self.directory.path())
+        }
+
+        /// Rows and first answer of each file of the zip, or why there is none.
+        fn packed(&self, partial: bool) -> Result<BTreeMap<String, (usize, String)>, String> {
+            let run_dir = self.directory.path().to_owned();
+            run(&SubmissionArguments { run_dir, trial: 1, partial, to: None }).map_err(|e| format!("{e:#}"))?;
+            let zip = fs::read(self.directory.path().join("submission.zip")).unwrap();
+            let mut archive = ZipArchive::new(Cursor::new(zip)).unwrap();
+            let mut files = BTreeMap::new();
+            for i in 0..archive.len() {
+                let mut file = archive.by_index(i).unwrap();
+                let mut text = String::new();
+                file.read_to_string(&mut text).unwrap();
+                assert!(text.starts_with("index\tprediction\n0\t"), "{text:.60}");
+                let first = text.lines().nth(1).unwrap().split('\t').nth(1).unwrap().to_owned();
+                files.insert(file.name().to_owned(), (text.lines().count() - 1, first));
+            }
+            Ok(files)
+        }
+    }
+
+    const ALL: &str = "cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte";
+
+    #[test]
+    fn a_submission_has_an_answer_to_each_row_of_glues_test_sets() {
+        let files = Made::new(ALL, &[]).packed(false).unwrap();
+        let expected: BTreeMap<String, usize> = SUBMISSION.iter().map(|f| (f.file.to_owned(), f.rows)).collect();
+        assert_eq!(files.iter().map(|(file, (rows, _))| (file.clone(), *rows)).collect::<BTreeMap<_, _>>(), expected);
+        assert_eq!(expected.values().sum::<usize>(), 426_309);
+        let first = |file: &str| files[file].1.as_str();
+        assert_eq!((first("STS-B.tsv"), first("AX.tsv"), first("WNLI.tsv")), ("5.000", "neutral", "0"));
+    }
+
+    #[test]
+    fn a_test_set_with_other_rows_than_glues_is_refused_unless_that_is_wanted() {
+        let made = Made::new(ALL, &[("RTE.tsv", 2_000)]);
+        let message = made.packed(false).unwrap_err();
+        for words in
+            ["rte-test.tsv: 2,000 answers, and GLUE's test set has 3,000: RTE.tsv", "bam fetch glue", "--partial"]
+        {
+            assert!(message.contains(words), "'{words}' is not in {message}");
+        }
+        assert!(!made.directory.path().join("submission.zip").exists());
+        assert_eq!(made.packed(true).unwrap()["RTE.tsv"].0, 2_000);
+    }
+
+    #[test]
+    fn a_task_of_ones_own_answers_for_none_of_glues() {
+        let own = "{ name: rte, train: a, dev: b, text: 0, label: 1, type: classification, labels: [entailment, not] }";
+        let made = Made::new(&format!("cola, {own}"), &[]);
+        let message = made.packed(false).unwrap_err();
+        assert!(message.contains("RTE.tsv") && message.contains("of the recipe's own: rte"), "{message}");
+        assert_eq!(made.packed(true).unwrap().into_keys().collect::<Vec<_>>(), ["CoLA.tsv", "WNLI.tsv"]);
+    }
+
+    #[test]
+    fn answers_of_another_model_or_to_other_questions_are_refused() {
+        let made = Made::new(ALL, &[]);
+        let glue = made.directory.path().join("glue/RTE");
+        fs::create_dir_all(&glue).unwrap();
+        fs::write(glue.join("test.tsv"), "questions").unwrap();
+        assert!(made.packed(false).is_ok());
+        fs::write(glue.join("test.tsv"), "others").unwrap();
+        let message = made.packed(false).unwrap_err();
+        assert!(message.contains("rte-test.tsv") && message.contains("other questions than"), "{message}");
+        fs::remove_file(glue.join("test.tsv")).unwrap();
+        let mut all = made.all.clone();
+        all[0].model = "another".into();
+        files::write_json(&made.run().answers(), &all).unwrap();
+        let message = made.packed(false).unwrap_err();
+        assert!(message.contains("cola-test.tsv: another model answered than stage 'multi'"), "{message}");
+    }
+
+    #[test]
+    fn answers_stand_under_their_numbers() {
+        let task = glue_task("rte", Path::new("glue")).unwrap();
+        let parse = |rows: &str, examples| parsed(&format!("id\tprediction\n{rows}"), &task, examples);
+        assert_eq!(parse("0\tentailment\n", 1).unwrap(), ["entailment"]);
+        assert_eq!(parse("1\tentailment\n", 1).unwrap_err(), "row 0 has the number '1'");
+        assert_eq!(parse("0\tyes\n", 1).unwrap_err(), "row 0: 'yes' is no answer");
+        assert_eq!(parse("0\tentailment\n", 2).unwrap_err(), "has 1 answers for 2 rows");
     }
 }

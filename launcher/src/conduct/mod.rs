@@ -20,6 +20,7 @@ use bam_cluster::protocol::Begin;
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::{self, RecordError, StageRecord, Standing, Sums};
 
+use crate::answers;
 use crate::backend::{self, Programs, Seats};
 use crate::choice;
 use crate::forecast::Remaining;
@@ -253,6 +254,10 @@ impl<'a> Conductor<'a> {
 
     /// Notes that a stage is complete, and says so.
     fn finished(&self, stage: &Stage, inputs: Sums, outputs: Sums, seconds: f64) -> anyhow::Result<()> {
+        if let StageWork::Predict(work) = &stage.work {
+            let noted = answers::note(&self.run, &self.project.plan, work, &inputs, &outputs);
+            noted.with_context(|| format!("cannot write {}", self.run.answers().display()))?;
+        }
         stage_record::finish(&self.run, &stage.name, &StageRecord { inputs, outputs, seconds })?;
         self.screen.complete(&stage.name);
         self.screen.line(&summary(&self.run, &self.project.tasks, stage, seconds)?);
@@ -266,7 +271,11 @@ impl<'a> Conductor<'a> {
         match (&stage.work, standing) {
             // Nothing is made from answers: other questions, or lost answers, are answered anew.
             (StageWork::Predict(_), Err(RecordError::Changed { .. })) => Ok(Standing::Open),
-            (StageWork::Predict(_), Ok(Standing::Finished(_))) if products.is_err() => Ok(Standing::Open),
+            (StageWork::Predict(work), Ok(Standing::Finished(record))) => {
+                let kept = answers::are_kept(&self.run, &self.project.plan, work, &record.inputs, &record.outputs);
+                let kept = kept.with_context(|| self.run.answers().display().to_string())?;
+                Ok(if kept { Standing::Finished(record) } else { Standing::Open })
+            }
             (_, Ok(Standing::Finished(record))) => products.map(|()| Standing::Finished(record)).map_err(Into::into),
             (_, standing) => Ok(standing?),
         }

@@ -25,10 +25,12 @@ pub use spread::{Layout, Share};
 use self::memory::{FLOAT, GpuNumbers, Training};
 use self::pace::Work;
 use crate::conduct;
-use crate::numbers::count;
+use crate::numbers::{bytes, count};
 use crate::project::Project;
 use crate::slurm::{ChainJob, Ranks, chain};
 
+/// Bytes of memory of a rank on a CPU, beyond which a smaller micro-batch is worth a word.
+const MUCH_MEMORY: f64 = (64u64 << 30) as f64;
 /// A share of the ranks' time that is worth a warning.
 const MUCH_WAITING: f64 = 0.1;
 
@@ -271,6 +273,25 @@ fn largest_divisor(batch: usize, most: usize) -> usize {
     (1..=most).rev().find(|n| batch.is_multiple_of(*n)).unwrap_or(1)
 }
 
+/// What is to be said of a training whose share of a batch fills a CPU's memory. GPUs find out themselves what fits.
+fn too_much_at_once(((stage, train), forecast): ((&Stage, &TrainStage), &TrainingForecast)) -> Option<String> {
+    let most = forecast.memory.most();
+    let section = match (&train.start, train.tasks.len()) {
+        (Some(_), _) => "fine_tune",
+        (None, 1) => "single",
+        (None, _) => "multi",
+    };
+    (most > MUCH_MEMORY && forecast.share.micro_batch > 1).then(|| {
+        format!(
+            "'{}': with {} at once, a rank on CPUs needs up to {} of memory: train.{section}.micro_batch_size makes parts \
+             of them, with the same result",
+            stage.name,
+            count(forecast.share.micro_batch, "example"),
+            bytes(most)
+        )
+    })
+}
+
 fn warnings(project: &Project, forecast: &Forecast) -> Vec<String> {
     let mut warnings = vec![];
     let batch = |stage: &str| {
@@ -297,6 +318,9 @@ fn warnings(project: &Project, forecast: &Forecast) -> Vec<String> {
                 count(share.most, "example")
             ));
         }
+    }
+    if forecast.layout.gpus_per_node.is_none() {
+        warnings.extend(trainings(project).zip(&forecast.trainings).filter_map(too_much_at_once));
     }
     // Trainings of one kind have it all alike.
     warnings.dedup_by(|a, b| a.split_once(':').map(|x| x.1) == b.split_once(':').map(|x| x.1));

@@ -271,7 +271,8 @@ impl Trainer {
                 all.iter().map(|b| serde_json::from_slice(b)).collect::<Result<_, _>>()?;
             return Err(Diverged { step, what: name_diverged(all.concat()) }.into());
         }
-        self.learner.update(clip_scale(norm, self.stage.settings.clip_norm), rate, step)
+        let scale = self.stage.settings.clip_norm.map_or(1.0, |limit| clip_scale(norm, limit));
+        self.learner.update(scale, rate, step)
     }
 
     /// Mean loss of each task that has examples in the batch.
