@@ -89,7 +89,7 @@ fn a_plan_warns_of_what_has_no_effect_and_of_what_fills_a_memory() {
     };
     assert!(!plan(&[]).contains("warning: "));
     let idle = plan(&["mode=multi", "distill.ensemble=2"]);
-    assert!(idle.contains("warning: distill.ensemble has no effect: mode 'multi' has no teachers"), "{idle}");
+    assert!(idle.contains("warning: distill.ensemble has no effect: this mode has no teachers"), "{idle}");
     let large = plan(&["train.multi.batch_size=4194304"]);
     assert!(large.contains("'student': with 4,194,304 examples at once, a rank on CPUs needs up to "), "{large}");
     assert!(large.contains("train.multi.micro_batch_size"), "{large}");

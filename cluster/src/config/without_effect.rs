@@ -1,73 +1,70 @@
 //! Values of a recipe that change nothing in its mode: no mistake, and perhaps not what their author thinks.
 
 use super::schema::{Annealing, Breadth, Distill, Recipe, Sampling, SamplingMethod};
-use super::train::{LayerwiseDecay, RateScaling, TrainSettings};
+use super::train::{LayerwiseDecay, RateScaling, TrainSection};
 
 impl Recipe {
     /// A sentence on each value that is not the default and has no effect.
     pub fn without_effect(&self) -> Vec<String> {
-        let mut found = vec![];
-        let mut idle = |key: &str, why: String| found.push(format!("{key} has no effect: {why}"));
-        let mode = serde_json::to_value(self.mode).ok().and_then(|name| name.as_str().map(str::to_owned));
-        let mode = format!("mode '{}'", mode.unwrap_or_default());
-        if self.mode.teachers().is_none() {
-            for key in said(&self.distill) {
-                idle(&format!("distill.{key}"), format!("{mode} has no teachers"));
-            }
-        } else if self.distill.annealing == Annealing::None {
-            let why = "with 'annealing: none' the student learns from gold labels alone; mode 'single' and 'multi' do so \
-                       without the work of training teachers";
-            idle("what teachers say", why.to_owned());
-        }
-        let has_single = self.mode.trains(Breadth::Single);
-        if !has_single && self.train.single.search.is_some() {
-            idle("train.single.search", format!("{mode} trains no model of one task"));
-        }
-        let has_multi = self.mode.trains(Breadth::Multi);
-        let is_sampled = self.sampling != Sampling::default();
-        if !has_multi && is_sampled {
-            idle("sampling", format!("{mode} trains no model of several tasks"));
-        } else if is_sampled && self.sampling.method == SamplingMethod::Uniform {
-            if self.sampling.exponent != Sampling::default().exponent {
-                idle("sampling.exponent", "'method: uniform' draws all tasks alike".to_owned());
-            }
-        }
-        if let LayerwiseDecay::ByTask(factors) = &self.train.multi.layerwise_decay
-            && self.data.tasks.len() > 1
-        {
-            let names: Vec<&str> = factors.keys().map(String::as_str).filter(|name| *name != "default").collect();
-            if has_multi && !names.is_empty() {
-                let why = "a model of several tasks has one factor for all, 'default'".to_owned();
-                idle(&format!("train.multi.layerwise_decay of {}", names.join(", ")), why);
-            }
-        }
-        let trained = [("single", &self.train.single, has_single), ("multi", &self.train.multi, has_multi)];
-        for (kind, settings, _) in
-            trained.into_iter().filter(|(_, settings, is_trained)| *is_trained && is_unscaled(settings))
-        {
-            let why = format!("'rate_scaling: none' leaves the rate as it is for batches of {}", settings.batch_size);
-            idle(&format!("train.{kind}.rate_batch_size"), why);
-        }
-        found
+        [distill(self), training(self), sampling(self).into_iter().collect()].concat()
     }
 }
 
-/// The keys of `distill` that are not the default, but for `teachers`, which are refused where they have no effect.
-fn said(distill: &Distill) -> Vec<&'static str> {
-    let usual = Distill::default();
-    let all = [
-        ("annealing", distill.annealing != usual.annealing),
-        ("lambda", distill.constant != usual.constant),
-        ("temperature", distill.temperature != usual.temperature),
-        ("ensemble", distill.ensemble != usual.ensemble),
-        ("share_teachers", distill.share_teachers != usual.share_teachers),
-    ];
-    all.into_iter().filter(|(_, is_said)| *is_said).map(|(key, _)| key).collect()
+fn idle(key: &str, why: &str) -> String {
+    format!("{key} has no effect: {why}")
 }
 
-/// Whether a rate is said to be meant for batches of another size, and does not follow it.
-fn is_unscaled(settings: &TrainSettings) -> bool {
-    settings.rate_scaling == RateScaling::None && settings.rate_batch_size != settings.batch_size
+/// `teachers` are refused where they have no effect.
+fn distill(recipe: &Recipe) -> Vec<String> {
+    let (said, usual) = (&recipe.distill, Distill::default());
+    if recipe.mode.teachers().is_some() {
+        let why = "with 'annealing: none' the student learns from gold labels alone, as in mode 'single' or 'multi', which \
+                   train no teachers for it";
+        return (said.annealing == Annealing::None).then(|| idle("what teachers say", why)).into_iter().collect();
+    }
+    let all = [
+        ("annealing", said.annealing != usual.annealing),
+        ("lambda", said.constant != usual.constant),
+        ("temperature", said.temperature != usual.temperature),
+        ("ensemble", said.ensemble != usual.ensemble),
+        ("share_teachers", said.share_teachers != usual.share_teachers),
+    ];
+    let unusual = all.into_iter().filter(|(_, is_unusual)| *is_unusual);
+    unusual.map(|(key, _)| idle(&format!("distill.{key}"), "this mode has no teachers")).collect()
+}
+
+fn training(recipe: &Recipe) -> Vec<String> {
+    let (train, mode, usual) = (&recipe.train, recipe.mode, TrainSection::default());
+    let mut found = vec![];
+    if !mode.trains(Breadth::Single) && train.single.search.is_some() {
+        found.push(idle("train.single.search", "this mode trains no model of one task"));
+    }
+    if let LayerwiseDecay::ByTask(factors) = &train.multi.layerwise_decay {
+        let names: Vec<&str> = factors.keys().map(String::as_str).filter(|name| *name != "default").collect();
+        if mode.trains(Breadth::Multi) && recipe.data.tasks.len() > 1 && !names.is_empty() {
+            let key = format!("train.multi.layerwise_decay of {}", names.join(", "));
+            found.push(idle(&key, "a model of several tasks has one factor for all, 'default'"));
+        }
+    }
+    for (key, breadth) in [("train.single", Breadth::Single), ("train.multi", Breadth::Multi)] {
+        let (said, usual) = (train.of(breadth), usual.of(breadth));
+        let is_unscaled = said.rate_scaling == RateScaling::None && said.rate_batch_size != usual.rate_batch_size;
+        if mode.trains(breadth) && is_unscaled {
+            let why = "with 'rate_scaling: none' the learning rate is the same for batches of any size";
+            found.push(idle(&format!("{key}.rate_batch_size"), why));
+        }
+    }
+    found
+}
+
+fn sampling(recipe: &Recipe) -> Option<String> {
+    let (said, usual) = (&recipe.sampling, Sampling::default());
+    if !recipe.mode.trains(Breadth::Multi) {
+        return (*said != usual).then(|| idle("sampling", "this mode trains no model of several tasks"));
+    }
+    let is_uniform = said.method == SamplingMethod::Uniform;
+    (is_uniform && said.exponent != usual.exponent)
+        .then(|| idle("sampling.exponent", "'method: uniform' draws all tasks alike"))
 }
 
 #[cfg(test)]
@@ -111,7 +108,8 @@ mod tests {
             "mode: single\ntrain: { single: { search: { learning_rate: [1.0e-5] }, layerwise_decay: { rte: 1.0 } } }",
             "sampling: { method: uniform }\ndistill: { ensemble: 2, temperature: 2 }",
             "mode: multi\nsampling: { exponent: 1 }\ntrain: { multi: { layerwise_decay: { default: 0.8 } } }",
-            "train: { multi: { batch_size: 512, rate_batch_size: 128, rate_scaling: square-root } }",
+            "train: { multi: { batch_size: 512, rate_batch_size: 256, rate_scaling: square-root } }",
+            "train: { multi: { batch_size: 64 } }",
         ] {
             assert_eq!(found(more), Vec::<String>::new(), "{more}");
         }

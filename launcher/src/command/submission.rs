@@ -170,7 +170,7 @@ fn path_of(run: &RunDir, answered: &Answered) -> PathBuf {
 fn rows(run: &RunDir, recipe: &Recipe, answered: &Answered, wanted: &SubmissionFile) -> anyhow::Result<Vec<String>> {
     let (path, stage) = (path_of(run, answered), &answered.question.stage);
     let refuse = |problem: String| SubmissionError::Answers { path: path.clone(), problem };
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let text = fs::read_to_string(&path).map_err(|e| refuse(e.to_string()))?;
     if digest::of_bytes(&text) != answered.answers {
         return Err(refuse("this is not what the model answered; the file has been changed since".to_owned()).into());
     }
