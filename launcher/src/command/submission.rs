@@ -10,6 +10,7 @@ use bam_cluster::config::{self, Recipe};
 use bam_cluster::digest;
 use bam_cluster::exit_code;
 use bam_cluster::files;
+use bam_cluster::plan::Question;
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::stage_record::StageRecord;
 use bam_cluster::task::{Kind, SUBMISSION, SubmissionFile, Task, glue_task};
@@ -48,20 +49,16 @@ pub enum SubmissionError {
         /// What is wrong.
         problem: String,
     },
-    /// The test file that was answered is not GLUE's.
+    /// Test files that were answered are not GLUE's.
     #[error(
-        "{path}: {found}, and GLUE's test set has {}: {file} would not be taken\n  fetch the test file again (bam fetch \
-         glue) and have it answered (bam predict CONFIG); --partial packs what there is", thousands(*.official)
+        "{run}: {mismatches}\n  GLUE's server takes an answer to each row of its own test sets: fetch them again (bam fetch \
+         glue) and have them answered (bam predict CONFIG); --partial packs what there is"
     )]
     Rows {
-        /// The file of answers.
-        path: PathBuf,
-        /// How many there are.
-        found: String,
-        /// How many there should be.
-        official: usize,
-        /// The file of the submission.
-        file: &'static str,
+        /// The run's directory.
+        run: PathBuf,
+        /// Which files, with how many answers.
+        mismatches: String,
     },
     /// There is no such trial.
     #[error("{run}: there is no trial {trial}, only {trials}")]
@@ -77,15 +74,51 @@ pub enum SubmissionError {
 
 /// One file of the zip.
 struct Part {
-    file: &'static str,
+    /// What GLUE wants of it.
+    wanted: &'static SubmissionFile,
     /// Answers in the order of the test set's rows.
     rows: Vec<String>,
     /// Whether they are WNLI's commonest answer rather than a model's.
     is_majority: bool,
 }
 
-/// Writes a submission.
+impl Part {
+    /// What is to be said of a test set that is not as long as GLUE's.
+    fn mismatch(&self) -> Option<String> {
+        let SubmissionFile { file, rows: official, .. } = self.wanted;
+        let found = self.rows.len();
+        (found != *official)
+            .then(|| format!("{file}: {} answers, and GLUE's test set has {}", thousands(found), thousands(*official)))
+    }
+}
+
+/// What was packed.
+struct Packed {
+    /// Where the zip is.
+    path: PathBuf,
+    parts: Vec<Part>,
+    /// Names of files that were left out.
+    missing: Vec<&'static str>,
+    /// What GLUE's server would not take.
+    warnings: Vec<String>,
+}
+
+/// Writes a submission and says what is in it.
 pub fn run(arguments: &SubmissionArguments) -> anyhow::Result<u8> {
+    let Packed { path, parts, missing, warnings } = pack(arguments)?;
+    for warning in warnings {
+        super::tell(&format!("warning: {warning}"));
+    }
+    for Part { wanted, rows, is_majority } in &parts {
+        let majority = if *is_majority { " (majority)" } else { "" };
+        super::print(&format!("{}: {} rows{majority}\n", wanted.file, rows.len()))?;
+    }
+    let left_out = if missing.is_empty() { String::new() } else { format!(" (without {})", missing.join(", ")) };
+    super::print(&format!("{}{left_out}\n", path.display()))?;
+    Ok(exit_code::DONE)
+}
+
+fn pack(arguments: &SubmissionArguments) -> anyhow::Result<Packed> {
     let run = RunDir::new(&arguments.run_dir);
     plan_of(&run)?;
     let recipe = config::load_resolved(&run.recipe())?;
@@ -95,7 +128,7 @@ pub fn run(arguments: &SubmissionArguments) -> anyhow::Result<u8> {
         let (run, trial) = (run.path().to_owned(), arguments.trial);
         return Err(SubmissionError::Trial { run, trial, trials }.into());
     }
-    let (mut parts, mut missing, mut is_answered) = (vec![], vec![], false);
+    let (mut parts, mut missing) = (vec![], vec![]);
     for wanted in &SUBMISSION {
         let of_wanted = |a: &&Answered| {
             (a.question.task.as_str(), a.question.split.as_str(), a.trial)
@@ -104,30 +137,29 @@ pub fn run(arguments: &SubmissionArguments) -> anyhow::Result<u8> {
         // A task of one's own may have a GLUE task's name.
         let answered = if recipe.is_glue(wanted.task) { all.iter().find(of_wanted) } else { None };
         if let Some(answered) = answered {
-            is_answered = true;
             let rows = rows(&run, &recipe, answered, wanted)?;
-            check_rows(&run, answered, wanted, rows.len(), arguments.partial)?;
-            parts.push(Part { file: wanted.file, rows, is_majority: false });
+            parts.push(Part { wanted, rows, is_majority: false });
         } else if wanted.task == "wnli" {
             let rows = vec![WNLI_MAJORITY.to_owned(); wanted.rows];
-            parts.push(Part { file: wanted.file, rows, is_majority: true });
+            parts.push(Part { wanted, rows, is_majority: true });
         } else {
             missing.push(wanted.file);
         }
     }
-    if !is_answered || !missing.is_empty() && !arguments.partial {
+    if parts.iter().all(|part| part.is_majority) || !missing.is_empty() && !arguments.partial {
         let (run, missing, own) = (run.path().to_owned(), missing.join(", "), own_namesakes(&recipe));
         return Err(SubmissionError::Missing { run, missing, own }.into());
     }
-    let path = arguments.to.clone().unwrap_or_else(|| run.path().join("submission.zip"));
-    files::write_atomically(&path, &zip(&parts)?).with_context(|| format!("cannot write {}", path.display()))?;
-    for Part { file, rows, is_majority } in &parts {
-        let majority = if *is_majority { " (majority)" } else { "" };
-        super::print(&format!("{file}: {} rows{majority}\n", rows.len()))?;
+    let mismatches: Vec<String> = parts.iter().filter_map(Part::mismatch).collect();
+    if !mismatches.is_empty() && !arguments.partial {
+        let (run, mismatches) = (run.path().to_owned(), mismatches.join("\n  "));
+        return Err(SubmissionError::Rows { run, mismatches }.into());
     }
-    let left_out = if missing.is_empty() { String::new() } else { format!(" (without {})", missing.join(", ")) };
-    super::print(&format!("{}{left_out}\n", path.display()))?;
-    Ok(exit_code::DONE)
+    let path = arguments.to.clone().unwrap_or_else(|| run.path().join("submission.zip"));
+    // What is written aside first needs a directory with a name.
+    let path = std::path::absolute(path)?;
+    files::write_atomically(&path, &zip(&parts)?).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(Packed { path, parts, missing, warnings: mismatches })
 }
 
 /// Tasks of the recipe's own that have GLUE's names, as a further line of an error.
@@ -140,35 +172,10 @@ fn own_namesakes(recipe: &Recipe) -> String {
     format!("\n  not GLUE's, but of the recipe's own: {}", names.join(", "))
 }
 
-/// GLUE's server wants an answer to each row of its test set.
-fn check_rows(
-    run: &RunDir,
-    answered: &Answered,
-    wanted: &SubmissionFile,
-    found: usize,
-    is_partial: bool,
-) -> Result<(), SubmissionError> {
-    if found == wanted.rows {
-        return Ok(());
-    }
-    let found = format!("{} answers", thousands(found));
-    if is_partial {
-        let official = thousands(wanted.rows);
-        super::tell(&format!("warning: {}: {found}, and GLUE's test set has {official}", wanted.file));
-        return Ok(());
-    }
-    let path = path_of(run, answered);
-    Err(SubmissionError::Rows { path, found, official: wanted.rows, file: wanted.file })
-}
-
-fn path_of(run: &RunDir, answered: &Answered) -> PathBuf {
-    let question = &answered.question;
-    run.predictions(&question.stage, &question.task, &question.split)
-}
-
 /// What a model answered, row by row, as GLUE writes it: proved to be this model's answers to the file that is there now.
 fn rows(run: &RunDir, recipe: &Recipe, answered: &Answered, wanted: &SubmissionFile) -> anyhow::Result<Vec<String>> {
-    let (path, stage) = (path_of(run, answered), &answered.question.stage);
+    let Question { stage, task, split, examples } = &answered.question;
+    let path = run.predictions(stage, task, split);
     let refuse = |problem: String| SubmissionError::Answers { path: path.clone(), problem };
     let text = fs::read_to_string(&path).map_err(|e| refuse(e.to_string()))?;
     if digest::of_bytes(&text) != answered.answers {
@@ -189,7 +196,7 @@ fn rows(run: &RunDir, recipe: &Recipe, answered: &Answered, wanted: &SubmissionF
             return Err(refuse(problem).into());
         }
     }
-    Ok(parsed(&text, &task, answered.question.examples).map_err(refuse)?)
+    Ok(parsed(&text, &task, *examples).map_err(refuse)?)
 }
 
 /// The answers of a file, each under its own number.
@@ -222,10 +229,10 @@ fn written(answer: &str, kind: &Kind) -> Option<String> {
 
 fn zip(parts: &[Part]) -> anyhow::Result<Vec<u8>> {
     let mut archive = ZipWriter::new(Cursor::new(vec![]));
-    for Part { file, rows, .. } in parts {
+    for Part { wanted, rows, .. } in parts {
         // A fixed date, so that equal answers make equal files.
         let options = FileOptions::default().compression_method(zip::CompressionMethod::Stored);
-        archive.start_file(*file, options)?;
+        archive.start_file(wanted.file, options)?;
         archive.write_all(b"index\tprediction\n")?;
         for (index, answer) in rows.iter().enumerate() {
             writeln!(archive, "{index}\t{answer}")?;
@@ -239,7 +246,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::io::Read;
 
-    use bam_cluster::plan::{Plan, Question};
+    use bam_cluster::plan::Plan;
     use zip::ZipArchive;
 
     use super::*;
@@ -304,9 +311,9 @@ mod tests {
         /// Rows and first answer of each file of the zip, or why there is none.
         fn packed(&self, partial: bool) -> Result<BTreeMap<String, (usize, String)>, String> {
             let run_dir = self.directory.path().to_owned();
-            run(&SubmissionArguments { run_dir, trial: 1, partial, to: None }).map_err(|e| format!("{e:#}"))?;
-            let zip = fs::read(self.directory.path().join("submission.zip")).unwrap();
-            let mut archive = ZipArchive::new(Cursor::new(zip)).unwrap();
+            let arguments = SubmissionArguments { run_dir, trial: 1, partial, to: None };
+            let packed = pack(&arguments).map_err(|e| format!("{e:#}"))?;
+            let mut archive = ZipArchive::new(fs::File::open(packed.path).unwrap()).unwrap();
             let mut files = BTreeMap::new();
             for i in 0..archive.len() {
                 let mut file = archive.by_index(i).unwrap();
@@ -336,9 +343,7 @@ mod tests {
     fn a_test_set_with_other_rows_than_glues_is_refused_unless_that_is_wanted() {
         let made = Made::new(ALL, &[("RTE.tsv", 2_000)]);
         let message = made.packed(false).unwrap_err();
-        for words in
-            ["rte-test.tsv: 2,000 answers, and GLUE's test set has 3,000: RTE.tsv", "bam fetch glue", "--partial"]
-        {
+        for words in ["RTE.tsv: 2,000 answers, and GLUE's test set has 3,000", "bam fetch glue", "--partial"] {
             assert!(message.contains(words), "'{words}' is not in {message}");
         }
         assert!(!made.directory.path().join("submission.zip").exists());
