@@ -1,9 +1,11 @@
 """Compares bam's tokens with those of transformers' BertTokenizerFast on every row of every GLUE file that is there.
 
-    cargo build --release -p bam-worker --example tokens
-    python tests/compare_tokens.py ENCODER GLUE [--max-length 128]
+    setup/setup.sh python-peer
+    cargo build --release --workspace --locked --example tokens
+    .venv-peer/bin/python tests/compare_tokens.py ENCODER GLUE [--max-length 128]
 
-Needs transformers, which `make test` does not install. Exits with 1 if ids, segments or truncation differ anywhere.
+The first line makes a Python with what tests/bench/requirements.txt pins (transformers); `make test` does not need it. Exits with 1
+if ids, segments or truncation differ anywhere. docs/interoperability.md has what came of it.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from transformers import BertTokenizerFast
+from transformers import AutoTokenizer
 
 AT_ONCE = 1000
 PROGRAM = Path(__file__).resolve().parent.parent / "target/release/examples/tokens"
@@ -35,7 +37,7 @@ def main():
     arguments.add_argument("glue")
     arguments.add_argument("--max-length", type=int, default=128)
     arguments = arguments.parse_args()
-    tokenizer = BertTokenizerFast.from_pretrained(arguments.encoder)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.encoder)
     command = [PROGRAM, arguments.encoder, arguments.glue, str(arguments.max_length)]
     rows, different, batch, last = Counter(), Counter(), [], None
 

@@ -1,22 +1,28 @@
-"""Compares a finished run with Hugging Face's transformers: token ids of every row, logits of every teacher, and the
-student's answers on dev, from the directories that `bam export RUN` made.
+"""Compares a finished run with Hugging Face's transformers: token ids of every row, and the logits of every model: those that the
+run trained (also for several tasks at once), those that `bam export RUN` made of them, and the teachers that it was given; of
+teachers, also the logits that the student learnt from.
 
-    python tests/compare_with_transformers.py RUN [--examples N]
+    setup/setup.sh python-peer
+    cargo build --release --workspace --locked --example logits
+    .venv-peer/bin/python tests/compare_with_transformers.py RUN [--examples N]
 
-Needs transformers, torch, h5py and PyYAML, which `make test` does not install (they are two gigabytes). GLUE tasks only.
-Exits with 1 if a token differs anywhere, a logit by more than 2e-5, or an answer.
+The first line makes a Python with what tests/bench/requirements.txt pins (transformers, torch, h5py, PyYAML); `make test` does not
+need it. Exits with 1 if a token differs anywhere, or a logit by 2e-5 or more. docs/interoperability.md has what came of it.
 """
 
 import argparse
-import glob
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
+import transformers
 import yaml
-from transformers import AutoModelForSequenceClassification, BertTokenizerFast
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 # Folder, dev file, header, first text, second text; as GLUE distributes them.
 GLUE = {
@@ -31,6 +37,9 @@ GLUE = {
     "wnli": ("WNLI", "dev.tsv", True, 1, 2),
 }
 TOLERANCE = 2e-5
+# Nearer to 0 or 1 than this, bam takes no teacher's score for what a sigmoid is to reach.
+NEXT_TO = 1e-4
+PROGRAM = Path(__file__).resolve().parent.parent / "target/release/examples/logits"
 
 
 def texts(glue, task, split):
@@ -42,6 +51,23 @@ def texts(glue, task, split):
         fields = line.rstrip("\r").split("\t")
         if line:
             yield fields[a] if len(fields) > abs(a) else None, fields[b] if b and len(fields) > abs(b) else None
+
+
+def encode(tokenizer, text, second, model):
+    """Ids and segments of one example, cut as the recipe says."""
+    longest = model["max_length"]
+    if model.get("truncation", "hugging-face") == "hugging-face":
+        both = tokenizer(text, second, truncation="longest_first", max_length=longest)
+        return both["input_ids"], both["token_type_ids"]
+    # As BERT's own code does it, which transformers cannot: the longer text loses its last token, on a tie the second.
+    parts = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, second) if t is not None]
+    while sum(map(len, parts)) > longest - 1 - len(parts):
+        max(reversed(parts), key=len).pop()
+    ids, types = [tokenizer.cls_token_id], [0]
+    for segment, part in enumerate(parts):
+        ids += part + [tokenizer.sep_token_id]
+        types += [segment] * (len(part) + 1)
+    return ids, types
 
 
 def compare_tokens(run, config, task, tokenizer):
@@ -56,57 +82,108 @@ def compare_tokens(run, config, task, tokenizer):
                 text, second = rows[example % len(rows)]
                 if example >= len(rows):
                     text, second = second, text
-                expected = tokenizer(text, second, truncation="longest_first", max_length=config["model"]["max_length"])
                 span = slice(offsets[i], offsets[i + 1])
-                same = expected["input_ids"] == ids[span].tolist() and expected["token_type_ids"] == types[span].tolist()
-                different += not same
-            print(f"{task} {split}: {len(offsets) - 1} examples, {different} with other tokens so far")
+                different += (ids[span].tolist(), types[span].tolist()) != encode(tokenizer, text, second, config["model"])
+        print(f"{task} {split}: {len(offsets) - 1} examples, {different} with other tokens so far")
     return different
 
 
-def compare_logits(run, stage, task, examples):
-    """The largest difference between the logits that the run stored and those of the exported model."""
-    model = AutoModelForSequenceClassification.from_pretrained(run / "stages" / stage / "model").eval()
-    stored = {}
-    for shard in glob.glob(str(run / "logits" / stage / task / "shard-*.h5")):
-        with h5py.File(shard) as file:
-            stored.update(zip(file["example_id"][:].tolist(), file["logits"][:]))
-    worst = 0.0
-    with h5py.File(run / "data" / f"{task}-train.h5") as data:
-        offsets, numbers = data["offsets"][:], data["example_id"][:]
-        for i in range(0, len(numbers), max(1, len(numbers) // examples)):
-            span = slice(offsets[i], offsets[i + 1])
-            inputs = {name: torch.tensor(data[name][span][None].astype("int64")) for name in ("input_ids", "token_type_ids")}
-            with torch.no_grad():
-                logits = model(**inputs).logits[0].numpy()
-            worst = max(worst, float(np.abs(logits - stored[int(numbers[i])]).max()))
-    print(f"{stage}: {model.config.problem_type}, {list(model.config.id2label.values())}, logits differ by at most {worst:.1e}")
+def ours(directory, tokens):
+    """What bam makes of each example in a file of tokens, by example id."""
+    lines = subprocess.run([PROGRAM, directory, tokens], check=True, capture_output=True, text=True).stdout.splitlines()
+    fields = [line.split("\t") for line in lines]
+    return {int(example): np.array(logits, dtype=np.float32) for example, *logits in fields}
+
+
+class Theirs:
+    """A model as transformers opens it, and one of its heads."""
+
+    def __init__(self, directory, task):
+        config = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+        self.heads = {head["task"]: head for head in config.get("bam_heads", [])}
+        self.classifier = None
+        if len(self.heads) > 1:
+            # transformers has no class for a model of several tasks: the encoder is its, the dense layer above it is not.
+            self.model = AutoModel.from_pretrained(directory).eval()
+            tensors = load_file(Path(directory) / "model.safetensors")
+            self.classifier = [tensors[f"classifiers.{task}.{part}"] for part in ("weight", "bias")]
+        else:
+            self.model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+        assert self.model.dtype == torch.float32, f"{directory} is opened as {self.model.dtype}"
+        labels = self.model.config.id2label
+        self.labels = [labels[i] for i in range(len(labels))]
+
+    def logits(self, data, i):
+        """Of example `i` of a file of tokens."""
+        span = slice(data["offsets"][i], data["offsets"][i + 1])
+        inputs = {name: torch.tensor(data[name][span][None].astype("int64")) for name in ("input_ids", "token_type_ids")}
+        with torch.no_grad():
+            output = self.model(**inputs)
+            if self.classifier is None:
+                return output.logits[0].numpy()
+            return torch.nn.functional.linear(output.pooler_output, *self.classifier)[0].numpy()
+
+
+def some(data, examples):
+    """Places of about so many examples of a file of tokens, evenly spread."""
+    count = len(data["example_id"])
+    return range(0, count, max(1, count // examples))
+
+
+def compare_model(name, directory, run, task, examples):
+    """The largest difference between bam's logits of a model and transformers', on dev."""
+    tokens = run / "data" / f"{task}-dev.h5"
+    here, there = ours(directory, tokens), Theirs(directory, task)
+    with h5py.File(tokens) as data:
+        places = some(data, examples)
+        worst = max(np.abs(here[int(data["example_id"][i])] - there.logits(data, i)).max() for i in places)
+    print(f"{name}, {task}: logits of {len(places)} dev examples differ by at most {worst:.1e}")
     return worst
 
 
-def compare_answers(run, config, task, examples):
-    """How many of the exported student's answers differ from those that the run wrote down."""
-    model = AutoModelForSequenceClassification.from_pretrained(run / "export" / task).eval()
-    lines = (run / "stages" / "student" / "predictions" / f"{task}-dev.tsv").read_text(encoding="utf-8").splitlines()
-    answers = [line.split("\t")[1] for line in lines[1:]]
-    sigmoid = config["model"]["regression_output"] == "sigmoid"
-    different = compared = 0
-    with h5py.File(run / "data" / f"{task}-dev.h5") as data:
-        offsets = data["offsets"][:]
-        for i in range(0, len(answers), max(1, len(answers) // examples)):
-            span = slice(offsets[i], offsets[i + 1])
-            inputs = {name: torch.tensor(data[name][span][None].astype("int64")) for name in ("input_ids", "token_type_ids")}
-            with torch.no_grad():
-                logits = model(**inputs).logits[0]
-            compared += 1
-            if model.config.problem_type == "regression":
-                low, high = model.config.bam_heads[0]["range"]
-                unit = float(torch.sigmoid(logits[0]) if sigmoid else logits[0])
-                different += abs(low + unit * (high - low) - float(answers[i])) > TOLERANCE * (high - low)
-            else:
-                different += model.config.id2label[int(logits.argmax())] != answers[i]
-    print(f"student's {task}: {compared} answers compared, {different} differ")
-    return different
+def in_the_models_terms(stored, there, given, data, config):
+    """A stored row of logits as the head itself gave it; nothing where that cannot be told."""
+    names = [name.decode() if isinstance(name, bytes) else name for name in data.attrs["label_names"]]
+    if there.heads:
+        return stored
+    if len(names) > 1:
+        labels = [label.lower() for label in (given.get("labels") or there.labels)]
+        raw = np.empty_like(stored)
+        raw[[labels.index(name.lower()) for name in names]] = stored
+        return raw
+    unit = stored if config["model"]["regression_output"] == "linear" else 1 / (1 + np.exp(-stored.astype("float64")))
+    low, high = config["ranges"][data.attrs["task"]]
+    inside = config["model"]["regression_output"] == "linear" or 2 * NEXT_TO < unit[0] < 1 - 2 * NEXT_TO
+    return low + unit * (high - low) if inside else None
+
+
+def compare_stored(run, config, teacher, given, directory, task, examples):
+    """The largest difference between the logits that a student learnt from and those that transformers has for the teacher."""
+    there, stored = Theirs(directory, task), {}
+    for shard in (run / "logits" / teacher / task).glob("shard-*.h5"):
+        with h5py.File(shard) as file:
+            stored.update(zip(file["example_id"][:].tolist(), file["logits"][:]))
+    worst, compared = 0.0, 0
+    with h5py.File(run / "data" / f"{task}-train.h5") as data:
+        for i in some(data, examples):
+            here = in_the_models_terms(stored[int(data["example_id"][i])], there, given, data, config)
+            if here is not None:
+                worst, compared = max(worst, float(np.abs(here - there.logits(data, i)).max())), compared + 1
+    print(f"{teacher}, {task}: stored logits of {compared} training examples differ by at most {worst:.1e}")
+    return worst
+
+
+def teachers(plan):
+    """Of every teacher's task: the teacher's name, the task, and what the recipe gave, if it did."""
+    for stage in plan["stages"]:
+        work = stage["work"]
+        for teacher in work["logits"]["teachers"] if "logits" in work else []:
+            yield teacher["name"], teacher["task"], teacher["given"]
+
+
+def heads(model):
+    """The tasks of a model that bam wrote."""
+    return [head["task"] for head in json.loads((model / "config.json").read_text(encoding="utf-8"))["bam_heads"]]
 
 
 def main():
@@ -114,17 +191,30 @@ def main():
     arguments.add_argument("run", type=Path)
     arguments.add_argument("--examples", type=int, default=100, help="how many of each task's logits are compared")
     arguments = arguments.parse_args()
-    run = arguments.run
+    run, examples = arguments.run, arguments.examples
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}")
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    tokenizer = BertTokenizerFast.from_pretrained(config["model"]["path"])
-    good = True
-    for task in (t for t in config["data"]["tasks"] if isinstance(t, str)):
-        good &= compare_tokens(run, config, task, tokenizer) == 0
-        if (run / "logits" / f"teacher-{task}").is_dir():
-            good &= compare_logits(run, f"teacher-{task}", task, arguments.examples) < TOLERANCE
-        if (run / "export" / task).is_dir():
-            good &= compare_answers(run, config, task, arguments.examples) == 0
-    print("all the same" if good else "DIFFERENT")
+    own = {task["name"]: task for task in config["data"]["tasks"] if isinstance(task, dict)}
+    config["ranges"] = {"stsb": (0.0, 5.0)} | {name: task["range"] for name, task in own.items() if task.get("range")}
+    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(config["model"]["path"])
+    tasks = [task["task"] for task in plan["tasks"]]
+    different = sum(compare_tokens(run, config, task, tokenizer) for task in tasks if task in GLUE)
+    worst = [0.0]
+    for model in sorted(run.glob("stages/*/model")):
+        for task in heads(model):
+            worst.append(compare_model(model.parent.name, model, run, task, examples))
+    for model in sorted(run.glob("export/*/config.json")):
+        worst.append(compare_model(f"export/{model.parent.name}", model.parent, run, model.parent.name, examples))
+    for teacher, task, given in teachers(plan):
+        directory = Path(given["path"]) if given else run / "stages" / teacher / "model"
+        if given:
+            worst.append(compare_model(teacher, directory, run, task, examples))
+        worst.append(compare_stored(run, config, teacher, given or {}, directory, task, examples))
+    good = different == 0 and max(worst) < TOLERANCE
+    print(f"{'all the same' if good else 'DIFFERENT'}: {different} other tokens, logits differ by at most {max(worst):.1e}")
     return 0 if good else 1
 
 

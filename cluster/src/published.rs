@@ -1,15 +1,18 @@
 //! What the config.json of a published model says besides the encoder's shape: its heads, for bam itself, and what Hugging
 //! Face's tools need to open a model of one task.
 
+use std::path::Path;
+use std::{fs, io};
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::config::RegressionOutput;
+use crate::encoder::Vocabulary;
 use crate::task::{Kind, Task};
 
 /// Files that turn text into tokens; they travel with every model, as far as the encoder has them.
-pub const TOKENIZER_FILES: [&str; 4] =
-    ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+const TOKENIZER_FILES: [&str; 4] = ["vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
 
 /// Start of the names of a head's tensors, `classifiers.TASK.weight` and `.bias`, in a model of several tasks.
 pub const HEADS: &str = "classifiers.";
@@ -39,8 +42,40 @@ impl PublishedHead {
     }
 }
 
-/// Writes the heads into a model's config: for one, what `BertForSequenceClassification` needs, too.
+/// What an encoder's config may say of the heads of the model that it was taken from.
+const OF_OTHER_HEADS: [&str; 7] =
+    ["id2label", "label2id", "problem_type", "finetuning_task", "num_labels", "_num_labels", "classifier_dropout"];
+
+/// Copies the files that turn text into tokens from one model directory to another. Where there is no `vocab.txt`, as in what
+/// transformers 5 saves, it is made from `tokenizer.json`, for tools that know no other file.
+///
+/// # Errors
+/// A file cannot be read or written, or there is no vocabulary.
+pub fn copy_tokenizer(from: &Path, to: &Path) -> io::Result<()> {
+    for name in TOKENIZER_FILES.iter().filter(|name| from.join(name).exists()) {
+        fs::copy(from.join(name), to.join(name))?;
+    }
+    let [vocabulary, ..] = TOKENIZER_FILES.map(|name| to.join(name));
+    if vocabulary.exists() {
+        return Ok(());
+    }
+    fs::write(vocabulary, Vocabulary::read(from).map_err(io::Error::other)?.text())
+}
+
+/// Writes into a model's config that its numbers are float32, under whichever name it has for that: readers open a model in
+/// what is written there, and an encoder may have been kept in half precision.
+pub fn describe_numbers(config: &mut Value) {
+    let names = ["torch_dtype", "dtype"].into_iter().filter(|name| config.get(name).is_some()).collect::<Vec<_>>();
+    let names = if names.is_empty() { vec!["torch_dtype"] } else { names };
+    names.into_iter().for_each(|name| config[name] = json!("float32"));
+}
+
+/// Writes the heads into a model's config, in place of any that are there: for one, what `BertForSequenceClassification` needs,
+/// too.
 pub fn describe_heads(config: &mut Value, heads: &[PublishedHead]) {
+    if let Some(config) = config.as_object_mut() {
+        config.retain(|name, _| !OF_OTHER_HEADS.contains(&name.as_str()));
+    }
     if let [head] = heads {
         config["architectures"] = json!(["BertForSequenceClassification"]);
         let named = || head.labels.iter().enumerate();
@@ -86,5 +121,31 @@ mod tests {
             (&json!("BertModel"), Ok(vec![head("a"), head("b")]))
         );
         assert!(heads_of(&json!({})).is_err());
+    }
+
+    #[test]
+    fn nothing_is_left_of_the_heads_that_an_encoder_had() {
+        let of_other = json!({ "hidden_size": 4, "id2label": { "0": "x" }, "label2id": { "x": 0 },
+            "problem_type": "regression", "finetuning_task": "mnli" });
+        let mut several = of_other.clone();
+        describe_heads(&mut several, &[head("a"), head("b")]);
+        assert_eq!(several.as_object().unwrap().len(), 3, "{several}");
+        let mut one = of_other;
+        describe_heads(&mut one, &[head("a")]);
+        assert_eq!((one["id2label"]["1"].as_str(), one.get("finetuning_task")), (Some("yes"), None));
+    }
+
+    #[test]
+    fn numbers_are_said_to_be_float32_under_the_name_that_is_there() {
+        for (before, after) in [
+            (json!({}), json!({ "torch_dtype": "float32" })),
+            (json!({ "dtype": "bfloat16" }), json!({ "dtype": "float32" })),
+            (json!({ "torch_dtype": "float16" }), json!({ "torch_dtype": "float32" })),
+            (json!({ "torch_dtype": null, "dtype": null }), json!({ "torch_dtype": "float32", "dtype": "float32" })),
+        ] {
+            let mut config = before;
+            describe_numbers(&mut config);
+            assert_eq!(config, after);
+        }
     }
 }

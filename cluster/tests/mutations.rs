@@ -335,15 +335,25 @@ fn a_damaged_encoder_is_an_error_or_an_encoder() {
                   \"intermediate_size\": 8, \"max_position_embeddings\": 40 }\n";
     let header = r#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
     let weights = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8]].concat();
-    let files: [(&str, &[u8]); 3] = [
+    let tokenizer = r#"{"added_tokens":[{"id":0,"content":"[PAD]","special":true}],"normalizer":{"type":"BertNormalizer",
+        "lowercase":false,"strip_accents":null},"model":{"type":"WordPiece","vocab":{"[PAD]":0,"[UNK]":1,"[CLS]":2,"[SEP]":3,
+        "a":4,"b":5,"c":6,"d":7}}}"#;
+    let files: [(&str, &[u8]); 5] = [
         ("config.json", config.as_bytes()),
         ("vocab.txt", b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\nc\nd\n"),
         ("model.safetensors", &weights),
+        ("tokenizer_config.json", br#"{"do_lower_case":false,"tokenizer_class":"BertTokenizer"}"#),
+        ("tokenizer.json", tokenizer.as_bytes()),
     ];
     files.iter().for_each(|(name, content)| fs::write(at(name), content).unwrap());
     assert!(Encoder::inspect(directory.path(), None, 32).is_ok());
     let mut mutator = Mutator::new(5);
     for (name, whole) in files {
+        if name == "tokenizer.json" {
+            // Now it is the vocabulary.
+            fs::remove_file(at("vocab.txt")).unwrap();
+            assert!(Encoder::inspect(directory.path(), None, 32).is_ok());
+        }
         for i in 0..4_000 {
             let damaged = match str::from_utf8(whole) {
                 Ok(text) if i % 2 == 0 => mutator.text(text),
@@ -352,6 +362,9 @@ fn a_damaged_encoder_is_an_error_or_an_encoder() {
             replace(&at(name), damaged);
             if let Ok(encoder) = Encoder::inspect(directory.path(), Some(1), 32) {
                 assert!(encoder.config.num_attention_heads > 0 && encoder.config.max_position_embeddings >= 32);
+                assert_eq!(encoder.vocabulary().unwrap().special_ids().unwrap().len(), 4);
+                assert!(encoder.check_weights().is_err(), "it has one tensor of two numbers");
+                let _ = (encoder.normalizing(), encoder.vocabulary_sha256());
             }
         }
         replace(&at(name), whole);

@@ -1,7 +1,7 @@
 //! How an error leaves the program: its text for people, its exit code for scripts.
 
 use bam_cluster::config::ConfigError;
-use bam_cluster::encoder::EncoderError;
+use bam_cluster::encoder::{EncoderError, WeightsError};
 use bam_cluster::exit_code;
 use bam_cluster::stage_record::RecordError;
 use bam_cluster::task::DataError;
@@ -77,6 +77,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     let bad_data = cause.is::<DataError>()
         || cause.is::<EncoderError>()
+        || cause.is::<WeightsError>()
         || cause.is::<LogitsError>()
         || cause.is::<MissingProduct>()
         || matches!(cause.downcast_ref(), Some(RecordError::Changed { .. }));

@@ -62,6 +62,7 @@ impl Project {
         let recipe = Project::recipe(arguments, processes)?;
         let encoder = Encoder::inspect(&recipe.model.path, recipe.model.layers, recipe.model.max_length)
             .map_err(|error| with_advice(error, &recipe.model.path, &arguments.config))?;
+        encoder.check_weights()?;
         let tasks = recipe.tasks();
         let (mut sizes, mut lengths, mut sources, mut warnings) = (vec![], vec![], vec![], recipe.without_effect());
         let mut further = BTreeMap::new();
@@ -83,7 +84,7 @@ impl Project {
             for (task, teacher) in
                 tasks.iter().filter(|t| t.name == *name).flat_map(|t| given.0.iter().map(move |g| (t, g)))
             {
-                TaskModel::inspect(teacher, task, &encoder.vocabulary(), recipe.model.max_length)?;
+                TaskModel::inspect(teacher, task, &encoder, recipe.model.max_length)?.check_weights(task)?;
             }
         }
         let plan = Plan::derive(&recipe, &sizes);

@@ -60,6 +60,36 @@ pub fn write_encoder_of(shape: &Shape, vocabulary: &str, directory: &Path) {
     write_weights(shape, &directory.join("model.safetensors"), tokens);
 }
 
+/// Makes of a model directory what transformers 5 would have saved: the vocabulary is in `tokenizer.json` alone.
+pub fn keep_tokenizer_json_alone(directory: &Path) {
+    let path = directory.join("vocab.txt");
+    let tokens: Vec<String> = fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"].map(|token| {
+        let id = tokens.iter().position(|t| t == token).unwrap();
+        json!({ "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                "special": true })
+    });
+    let ids: serde_json::Map<_, _> = tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
+    let saved = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": special,
+        "normalizer": { "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                        "strip_accents": null, "lowercase": true },
+        "pre_tokenizer": { "type": "BertPreTokenizer" },
+        "post_processor": null,
+        "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
+        "model": { "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                   "max_input_chars_per_word": 100, "vocab": ids },
+    });
+    fs::write(directory.join("tokenizer.json"), saved.to_string()).unwrap();
+    let settings = json!({ "backend": "tokenizers", "do_lower_case": true, "strip_accents": null,
+                           "tokenize_chinese_chars": true, "tokenizer_class": "BertTokenizer" });
+    fs::write(directory.join("tokenizer_config.json"), settings.to_string()).unwrap();
+    fs::remove_file(path).unwrap();
+}
+
 fn write_weights(shape: &Shape, path: &Path, vocabulary: usize) {
     let Shape { hidden, intermediate, .. } = *shape;
     let mut random = Stream::new(20_190_710);

@@ -23,7 +23,7 @@ mod workplace;
 
 pub use bam::{Bam, Finished, Running};
 pub use browser::{Browser, Picture, Scheme};
-pub use encoder::{Shape, write_encoder, write_encoder_of};
+pub use encoder::{Shape, keep_tokenizer_json_alone, write_encoder, write_encoder_of};
 pub use fake_hub::{COMMIT, FakeHub};
 pub use fake_slurm::FakeSlurm;
 pub use lab::Lab;

@@ -7,7 +7,9 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::PathBuf;
 
-use bam_tests::{Answer, Bam, COMMIT, FakeHub, Finished, Recipe, Request, Server, Workplace};
+use bam_tests::{
+    Answer, Bam, COMMIT, FakeHub, Finished, Recipe, Request, Server, Workplace, keep_tokenizer_json_alone,
+};
 
 const NAME: &str = "lab/tiny-bert";
 const WEIGHTS: &str = "model.safetensors";
@@ -238,6 +240,22 @@ fn a_model_that_was_renamed_comes_under_its_old_name() {
     });
     command(&place, &server, ["fetch", "model", "tiny"]).env("HF_TOKEN", "hf_secret").expect(0);
     assert!(place.at("hf/hub/models--tiny/snapshots").join(COMMIT).join(WEIGHTS).exists());
+}
+
+#[test]
+fn a_model_that_transformers_5_saved_is_fetched_without_vocab_txt() {
+    let place = Workplace::new();
+    keep_tokenizer_json_alone(&place.at("encoder"));
+    let fake = FakeHub::of(NAME, &place.at("encoder"));
+    let server = Server::start(move |request, _| fake.answer(&request.path));
+    fetch(&place, &server).expect(0);
+    // Another kind of tokenizer is another kind of model.
+    place.edit("encoder/tokenizer.json", |text| text.replace(r#""type":"WordPiece","unk"#, r#""type":"BPE","unk"#));
+    let fake = FakeHub::of(NAME, &place.at("encoder"));
+    let server = Server::start(move |request, _| fake.answer(&request.path));
+    fs::remove_dir_all(place.at("hf")).unwrap();
+    fetch(&place, &server).expect_error(3, &["tokenizer.json", "of kind BPE"]);
+    assert!(of_weights(&server).is_empty());
 }
 
 #[test]

@@ -181,6 +181,18 @@ fn a_student_is_exported_as_a_model_of_each_task() {
     fs::write(&config, "{}").unwrap();
     bam(&[]).finish().expect_error(2, &["out/cola", "in the way", "--to"]);
     assert_eq!(fs::read_to_string(config).unwrap(), "{}");
+    // What is in the way of one is in the way of all: none is written.
+    let last = TASKS[TASKS.len() - 1].0;
+    fs::remove_dir_all(place.path().join("out")).unwrap();
+    fs::create_dir_all(place.path().join("out").join(last)).unwrap();
+    bam(&[]).finish().expect_error(2, &[format!("out/{last}").as_str(), "in the way"]);
+    assert_eq!(fs::read_dir(place.path().join("out")).unwrap().count(), 1);
+    let changed = run.copy_to(&place.path().join("changed"));
+    let mut weights = fs::read(changed.weights("student")).unwrap();
+    *weights.last_mut().unwrap() ^= 1;
+    fs::write(changed.weights("student"), weights).unwrap();
+    let words = ["student/model/model.safetensors", "was changed after its training"];
+    Bam::new(place.path(), ["export", "changed"]).finish().expect_error(3, &words);
     bam(&["--stage", "teacher"]).finish().expect_error(2, &["no stage 'teacher'", "teacher-cola", "student"]);
     Bam::new(place.path(), ["export", "out"]).finish().expect_error(2, &["not the directory of a run"]);
 }

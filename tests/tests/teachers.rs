@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bam_tests::{Recipe, Run, Workplace, python, repository};
+use bam_tests::{Recipe, Run, Workplace, keep_tokenizer_json_alone, python, repository};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -55,11 +55,12 @@ fn logits(python: &Path, run: &Run, teacher: &str, task: &str) -> Vec<f64> {
     rows.into_iter().flat_map(|(_, row)| row).collect()
 }
 
-/// A model as Hugging Face's tools would have left it: no word of bam, the classes in another
-/// order, the weights in shards.
+/// A model as Hugging Face's tools would have left it: no word of bam, the classes in another order, the vocabulary in
+/// `tokenizer.json`, the weights in shards.
 fn as_hugging_face(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     fs::copy(from.join("vocab.txt"), to.join("vocab.txt")).unwrap();
+    keep_tokenizer_json_alone(to);
     let mut config: Value = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
     config.as_object_mut().unwrap().remove("bam_heads");
     config["id2label"] = json!({ "0": "1", "1": "0" });
@@ -132,6 +133,20 @@ fn a_model_teaches_the_same_in_whatever_form_it_is_kept() {
     assert_eq!(logits(&python, &again, "given-1", "stsb").len(), 240);
 }
 
+/// Keeps the tensors of a model for which `keep` says so; it may make them shorter, too.
+fn change_tensors(model: &Path, keep: impl Fn(&str, &mut Vec<usize>) -> bool) {
+    let path = model.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let kept = tensors.tensors().into_iter().filter_map(|(name, tensor)| {
+        let mut shape = tensor.shape().to_vec();
+        let is_kept = keep(&name, &mut shape);
+        let data = &tensor.data()[..4 * shape.iter().product::<usize>()];
+        is_kept.then(|| (name, TensorView::new(safetensors::Dtype::F32, shape, data).unwrap()))
+    });
+    safetensors::serialize_to_file(kept.collect::<Vec<_>>(), None, &path).unwrap();
+}
+
 #[test]
 fn a_teacher_that_does_not_fit_is_refused_before_anything_starts() {
     let (place, recipe) = workplace();
@@ -168,6 +183,20 @@ fn a_teacher_that_does_not_fit_is_refused_before_anything_starts() {
         fs::write(renamed.join("config.json"), config.to_string()).unwrap();
         refused("renamed", 3, words);
     }
+    let cased = copy("cased");
+    fs::write(cased.join("tokenizer_config.json"), r#"{ "do_lower_case": false }"#).unwrap();
+    refused("cased", 3, &["cased, accents kept", "against lower case", "do_lower_case"]);
+    let headless = copy("headless");
+    change_tensors(&headless, |name, _| !name.starts_with("classifier."));
+    refused("headless", 3, &["headless/model.safetensors", "no tensor 'classifiers.cola.weight'", "fine-tuned?"]);
+    let narrow = copy("narrow");
+    change_tensors(&narrow, |name, shape| {
+        if name == "bert.pooler.dense.bias" {
+            shape[0] /= 2;
+        }
+        true
+    });
+    refused("narrow", 3, &["'bert.pooler.dense.bias' has shape [16], but the model needs [32]"]);
     let mut unknown = recipe.clone();
     unknown.distill = "teachers: { rte: x }".into();
     place.recipe("unknown.yaml", &unknown);
@@ -180,30 +209,61 @@ fn code_in_a_pickle_is_named_and_not_run() {
     let Some(python) = python("code_in_a_pickle_is_named_and_not_run") else { return };
     let place = Workplace::new();
     let weights = place.at("encoder/model.safetensors");
+    let mut recipe = Recipe::of(&["cola", "stsb"]);
+    // A teacher is asked last, and its weights are looked at first.
+    recipe.distill = "teachers: { cola: teacher }".into();
+    place.recipe("recipe.yaml", &recipe);
+    let refused = |words: &[&str]| {
+        place.bam(["run", "recipe.yaml"]).finish().expect_error(3, words);
+        let run = Run::new(place.at("runs/tiny"));
+        assert_eq!(run.stages(), ["prepare"]);
+        assert!(!run.is_done("prepare") && !place.at("executed").exists());
+        fs::remove_dir_all(run.path()).unwrap();
+    };
+    let teacher = place.at("teacher");
+    Run::new(place.at("encoder")).copy_to(&teacher);
+    fs::remove_file(teacher.join("model.safetensors")).unwrap();
+    let mut config: Value = serde_json::from_slice(&fs::read(teacher.join("config.json")).unwrap()).unwrap();
+    config["id2label"] = json!({ "0": "0", "1": "1" });
+    fs::write(teacher.join("config.json"), config.to_string()).unwrap();
+    write_pickle(&python, &place, &weights, &teacher.join("pytorch_model.bin"), "code");
+    refused(&["teacher/pytorch_model.bin", "system", "only tensors are read"]);
+    write_pickle(&python, &place, &weights, &teacher.join("pytorch_model.bin"), "zip");
+    refused(&["teacher/pytorch_model.bin", "no tensor 'classifiers.cola.weight'", "fine-tuned?"]);
     write_pickle(&python, &place, &weights, &place.at("encoder/pytorch_model.bin"), "code");
     fs::remove_file(weights).unwrap();
-    let mut recipe = Recipe::of(&["cola"]);
-    recipe.mode = "single".into();
-    place.recipe("recipe.yaml", &recipe);
-    let words = ["pytorch_model.bin", "system", "only tensors are read"];
-    place.bam(["run", "recipe.yaml"]).finish().expect_error(3, &words);
-    assert!(!place.at("executed").exists());
+    refused(&["encoder/pytorch_model.bin", "system", "only tensors are read"]);
 }
 
 #[test]
-fn an_encoder_may_be_pickled_and_lack_a_pooler() {
-    let Some(python) = python("an_encoder_may_be_pickled_and_lack_a_pooler") else { return };
+fn an_encoder_may_be_pickled_and_lack_a_pooler_and_vocab_txt() {
+    let Some(python) = python("an_encoder_may_be_pickled_and_lack_a_pooler_and_vocab_txt") else { return };
     let place = Workplace::new();
-    let weights = place.at("encoder/model.safetensors");
-    let bytes = fs::read(&weights).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let rest = tensors.tensors().into_iter().filter(|(name, _)| !name.starts_with("pooler."));
-    safetensors::serialize_to_file(rest, None, &weights).unwrap();
-    write_pickle(&python, &place, &weights, &place.at("encoder/pytorch_model.bin"), "zip");
+    let encoder = place.at("encoder");
+    change_tensors(&encoder, |name, _| !name.starts_with("pooler."));
+    let weights = encoder.join("model.safetensors");
+    write_pickle(&python, &place, &weights, &encoder.join("pytorch_model.bin"), "zip");
     fs::remove_file(weights).unwrap();
-    let mut recipe = Recipe::of(&["cola"]);
-    recipe.mode = "single".into();
+    let vocabulary = fs::read_to_string(encoder.join("vocab.txt")).unwrap();
+    keep_tokenizer_json_alone(&encoder);
+    // It was kept in half precision, by somebody who had fine-tuned it for something else.
+    let mut config: Value = serde_json::from_slice(&fs::read(encoder.join("config.json")).unwrap()).unwrap();
+    config["dtype"] = json!("bfloat16");
+    config["id2label"] = json!({ "0": "a", "1": "b", "2": "c" });
+    fs::write(encoder.join("config.json"), config.to_string()).unwrap();
+    let mut recipe = Recipe::of(&["cola", "stsb"]);
+    recipe.mode = "multi".into();
+    recipe.multi = "epochs: 1, batch_size: 32".into();
     place.recipe("recipe.yaml", &recipe);
     let done = place.bam(["run", "recipe.yaml"]).expect(0);
     assert!(format!("{done}").contains("the encoder has no pooler"), "{done}");
+    place.bam(["export", "runs/tiny"]).expect(0);
+    let run = Run::new(place.at("runs/tiny"));
+    for (model, labels) in [("stages/multi/model", Value::Null), ("export/cola", json!({ "0": "0", "1": "1" }))] {
+        let config = run.json(&format!("{model}/config.json"));
+        assert_eq!((&config["dtype"], &config["id2label"]), (&json!("float32"), &labels), "{model}");
+        assert_eq!(config.get("torch_dtype"), None, "{model}");
+        assert!(run.at(model).join("tokenizer.json").is_file());
+        assert_eq!(fs::read_to_string(run.at(model).join("vocab.txt")).unwrap(), vocabulary, "{model}");
+    }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-use bam_cluster::encoder::Weights;
+use bam_cluster::encoder::{Weights, single_head_name, stored_names};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, View};
 
@@ -21,13 +21,9 @@ use crate::weights::{WeightStore, WeightsError};
 /// The files are damaged, or lack a tensor of the right shape.
 pub fn read_encoder(weights: &Weights, parameters: &mut Parameters) -> Result<bool, WeightsError> {
     let store = WeightStore::open(weights)?;
-    let has_pooler = store.has(&names("bert.pooler.dense.weight"));
+    let has_pooler = store.headers().has_pooler();
     let (specs, ranges) = (parameters.specs().to_vec(), parameters.ranges().to_vec());
-    read(&store, &specs, &ranges, parameters.values_mut(), |init| match init {
-        Init::Pretrained => true,
-        Init::PretrainedPooler => has_pooler,
-        Init::TruncatedNormal | Init::Zero => false,
-    })?;
+    read(&store, &specs, &ranges, parameters.values_mut(), |init| init.is_stored(has_pooler))?;
     Ok(has_pooler)
 }
 
@@ -62,7 +58,7 @@ fn read(
     wanted: impl Fn(Init) -> bool,
 ) -> Result<(), WeightsError> {
     for (spec, range) in specs.iter().zip(ranges).filter(|(spec, _)| wanted(spec.init)) {
-        store.read(&names(&spec.name), &spec.shape, &mut values[range.clone()])?;
+        store.read(&stored_names(&spec.name), &spec.shape, &mut values[range.clone()])?;
     }
     Ok(())
 }
@@ -130,22 +126,6 @@ pub fn read_moments(
         }
     }
     Ok(())
-}
-
-fn single_head_name(name: &str) -> String {
-    match name.strip_prefix("classifiers.").and_then(|rest| rest.rsplit_once('.')) {
-        Some((_, part)) => format!("classifier.{part}"),
-        None => name.to_owned(),
-    }
-}
-
-/// The names under which a tensor may be found, the best first.
-fn names(name: &str) -> Vec<String> {
-    let bare = name.strip_prefix("bert.").unwrap_or(name);
-    let old = |n: &str| n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
-    let mut names = vec![name.to_owned(), bare.to_owned(), old(name), old(bare), single_head_name(name)];
-    names.dedup();
-    names
 }
 
 /// A tensor to write.

@@ -166,11 +166,12 @@ impl Mode {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// A Hugging Face directory (config.json, model.safetensors, vocab.txt, tokenizer.json), or a model's name on Hugging
+    /// A Hugging Face directory (config.json, model.safetensors, and vocab.txt or tokenizer.json), or a model's name on Hugging
     /// Face's hub, such as `bert-base-uncased`, that `bam fetch model` has put into the hub's cache. A directory beside the
     /// recipe comes first.
     pub path: PathBuf,
-    /// Most tokens of an input, [CLS] and [SEP] included.
+    /// Most tokens of an input, [CLS] and [SEP] included. These two are added to texts and never read in them: a `[SEP]` that
+    /// somebody wrote in an example is text like any other, where Hugging Face's tokenizers would take it for a separator.
     #[serde(default = "default_max_length")]
     pub max_length: usize,
     /// How a pair that is too long is cut.

@@ -1,13 +1,14 @@
 //! A model directory as the teacher of a task: whether its vocabulary, its classes and its scores are the task's, and
-//! how its outputs become the task's own. For models that bam wrote and for Hugging Face's alike.
+//! how its outputs become the task's own. For models that bam wrote and for Hugging Face's alike. A model may have learnt more
+//! tasks than the recipe has: what it knows beyond the one that it is asked about does no harm.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
 use crate::config::{GivenTeacher, RegressionOutput};
-use crate::encoder::{Encoder, EncoderError};
+use crate::encoder::{Encoder, EncoderError, Head, WeightsError};
 use crate::published::heads_of;
 use crate::task::{Kind, Task};
 
@@ -32,18 +33,18 @@ pub enum Scale {
 }
 
 impl TaskModel {
-    /// Looks at a directory. `vocabulary` is the file that turned the task's text into tokens.
+    /// Looks at a directory. `student` is the encoder whose tokenizer turned the task's text into tokens.
     ///
     /// # Errors
-    /// It is no such model, or it has another vocabulary, other classes or another range of scores.
+    /// It is no such model, or it makes other tokens of the same text, or it has other classes or another range of scores.
     pub fn inspect(
         teacher: &GivenTeacher,
         task: &Task,
-        vocabulary: &Path,
+        student: &Encoder,
         max_length: usize,
     ) -> Result<TaskModel, EncoderError> {
         let encoder = Encoder::inspect(&teacher.path, None, max_length)?;
-        check_vocabulary(&encoder, vocabulary)?;
+        check_tokens(&encoder, student)?;
         let path = teacher.path.join("config.json");
         let refuse = |problem: String| EncoderError { path: path.clone(), problem };
         let bytes = fs::read(&path).map_err(|e| refuse(e.to_string()))?;
@@ -72,20 +73,38 @@ impl TaskModel {
         })?;
         Ok(TaskModel { encoder, columns, scale })
     }
+
+    /// Proves by names and shapes that its weights are those of such a model, as far as that is known without reading a pickle.
+    ///
+    /// # Errors
+    /// A tensor is missing, or has another shape or kind.
+    pub fn check_weights(&self, task: &Task) -> Result<(), WeightsError> {
+        self.encoder.check_model(Head { task: task.name.clone(), outputs: task.kind.outputs() })
+    }
 }
 
-fn check_vocabulary(teacher: &Encoder, vocabulary: &Path) -> Result<(), EncoderError> {
-    let path = teacher.vocabulary();
-    let read = |path: &PathBuf| fs::read(path).map_err(|e| EncoderError { path: path.clone(), problem: e.to_string() });
-    if read(&path)? == read(&vocabulary.to_owned())? {
-        return Ok(());
+/// Refuses a teacher that would make other tokens of a text than those that it is asked about.
+fn check_tokens(teacher: &Encoder, student: &Encoder) -> Result<(), EncoderError> {
+    let (own, other) = (teacher.vocabulary()?, student.vocabulary()?);
+    if own.tokens != other.tokens {
+        let problem = format!(
+            "this teacher has another vocabulary than {}: it would read other words than the student\n  \
+             choose a teacher that was made from the same encoder",
+            other.path.display()
+        );
+        return Err(EncoderError { path: own.path, problem });
     }
-    let problem = format!(
-        "this teacher has another vocabulary than {}: it would read other words than the student\n  \
-         choose a teacher that was made from the same encoder",
-        vocabulary.display()
-    );
-    Err(EncoderError { path, problem })
+    let (own, other) = (teacher.normalizing()?, student.normalizing()?);
+    if own != other {
+        let problem = format!(
+            "this teacher's tokenizer cleans texts in another way than {}: {own} against {other}; it would read other words \
+             than the student\n  choose a teacher that was made from the same encoder; if its tokenizer_config.json is wrong, \
+             correct do_lower_case, strip_accents and tokenize_chinese_chars there",
+            student.directory.display()
+        );
+        return Err(EncoderError { path: teacher.directory.clone(), problem });
+    }
+    Ok(())
 }
 
 /// The classes that Hugging Face's config names; without a word it has two.
@@ -149,7 +168,8 @@ mod tests {
         let dir = directory(more);
         let labels = labels.map(|l| l.iter().map(|n| (*n).to_owned()).collect());
         let teacher = GivenTeacher { path: dir.path().to_owned(), labels };
-        TaskModel::inspect(&teacher, &glue_task(task, Path::new("g")).unwrap(), &dir.path().join("vocab.txt"), 32)
+        let student = Encoder::inspect(dir.path(), None, 32).unwrap();
+        TaskModel::inspect(&teacher, &glue_task(task, Path::new("g")).unwrap(), &student, 32)
     }
 
     #[test]
@@ -180,12 +200,40 @@ mod tests {
     }
 
     #[test]
-    fn another_vocabulary_is_refused() {
+    fn a_head_of_a_task_that_the_recipe_does_not_have_does_no_harm() {
+        let head = |task: &str| PublishedHead::of(&glue_task(task, Path::new("g")).unwrap(), RegressionOutput::Sigmoid);
+        let mut both = json!({});
+        describe_heads(&mut both, &[head("mnli"), head("rte")]);
+        assert_eq!(inspect("rte", &both, None).unwrap().columns, [0, 1]);
+        let missing = inspect("cola", &both, None).unwrap_err().to_string();
+        assert!(missing.contains("no head for task 'cola' in this model of mnli, rte"), "{missing}");
+    }
+
+    #[test]
+    fn other_tokens_are_refused_whatever_file_they_come_from() {
         let (dir, other) = (directory(&json!({})), directory(&json!({})));
-        fs::write(other.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\nd\nc\nb\na\n").unwrap();
-        let teacher = GivenTeacher { path: dir.path().to_owned(), labels: None };
         let task = glue_task("rte", Path::new("g")).unwrap();
-        let error = TaskModel::inspect(&teacher, &task, &other.path().join("vocab.txt"), 32).unwrap_err();
-        assert!(error.to_string().contains("another vocabulary"), "{error}");
+        let teacher = GivenTeacher { path: dir.path().to_owned(), labels: None };
+        let named = GivenTeacher { labels: Some(task.kind.output_names()), ..teacher };
+        let inspect = || {
+            let student = Encoder::inspect(other.path(), None, 32).unwrap();
+            TaskModel::inspect(&named, &task, &student, 32)
+        };
+        inspect().unwrap();
+        // The same vocabulary in the other kind of file.
+        let vocab = json!({ "[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "b": 5, "c": 6, "d": 7 });
+        let normalizer = json!({ "type": "BertNormalizer", "lowercase": true });
+        let saved = json!({ "normalizer": normalizer, "model": { "type": "WordPiece", "vocab": vocab } });
+        fs::write(other.path().join("tokenizer.json"), saved.to_string()).unwrap();
+        fs::remove_file(other.path().join("vocab.txt")).unwrap();
+        inspect().unwrap();
+        let cased = dir.path().join("tokenizer_config.json");
+        fs::write(&cased, r#"{ "do_lower_case": false }"#).unwrap();
+        let error = inspect().unwrap_err().to_string();
+        assert!(error.contains("cased, accents kept") && error.contains("lower case, accents dropped"), "{error}");
+        fs::remove_file(cased).unwrap();
+        fs::write(other.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\nd\nc\nb\na\n").unwrap();
+        let error = inspect().unwrap_err().to_string();
+        assert!(error.contains("another vocabulary"), "{error}");
     }
 }

@@ -188,7 +188,16 @@ mod tests {
         assert_eq!(read_manifest(dir.path(), &provenance()).unwrap(), manifest(2));
         let swapped = Provenance { label_names: vec!["not_entailment".into(), "entailment".into()], ..provenance() };
         let other_teacher = Provenance { teacher_sha256: "u".into(), ..provenance() };
-        for (expected, what) in [(swapped, "list of labels"), (other_teacher, "teacher")] {
+        let other_data = Provenance { data_sha256: "e".into(), ..provenance() };
+        let other_words = Provenance { vocab_sha256: "w".into(), ..provenance() };
+        let other_task = Provenance { task: "wnli".into(), ..provenance() };
+        for (expected, what) in [
+            (swapped, "list of labels"),
+            (other_teacher, "teacher"),
+            (other_data, "data set"),
+            (other_words, "vocabulary"),
+            (other_task, "task"),
+        ] {
             let message = read_manifest(dir.path(), &expected).unwrap_err().to_string();
             assert!(message.contains(&format!("another {what}")), "{message}");
         }

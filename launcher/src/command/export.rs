@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process;
 
 use anyhow::Context;
-use bam_cluster::config::{self, nearest};
-use bam_cluster::exit_code;
-use bam_cluster::files;
+use bam_cluster::config::nearest;
 use bam_cluster::plan::{ModelStage, Plan};
-use bam_cluster::published::{HEADS, PublishedHead, TOKENIZER_FILES, describe_heads, heads_of};
+use bam_cluster::published::{HEADS, PublishedHead, copy_tokenizer, describe_heads, describe_numbers, heads_of};
 use bam_cluster::run_dir::RunDir;
-use bam_cluster::stage_record::Scores;
+use bam_cluster::stage_record::{Scores, StageRecord};
+use bam_cluster::{config, digest, exit_code, files};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -61,25 +60,32 @@ pub fn run(arguments: &ExportArguments) -> anyhow::Result<u8> {
     let plan = plan_of(&run)?;
     let stage = choose(&run, &plan, arguments.stage.as_deref())?;
     let model = run.model(&stage);
-    if !run.done(&stage).exists() {
+    let done = run.done(&stage);
+    let record: Option<StageRecord> = files::read_json(&done).with_context(|| done.display().to_string())?;
+    let Some(record) = record else {
         let problem = format!("stage '{stage}' is not complete");
         return Err(ExportError::Model { path: run.stage(&stage), problem }.into());
-    }
+    };
     let damaged = |name: &str, problem: String| ExportError::Model { path: model.join(name), problem };
     let model_config = files::read_json(&model.join(CONFIG)).map_err(|e| damaged(CONFIG, e.to_string()))?;
     let model_config: Value = model_config.ok_or_else(|| damaged(CONFIG, "is missing".to_owned()))?;
     let heads = heads_of(&model_config).map_err(|problem| damaged(CONFIG, problem))?;
     let bytes = fs::read(model.join(WEIGHTS)).map_err(|e| damaged(WEIGHTS, e.to_string()))?;
+    if record.outputs.get("model").is_some_and(|sum| *sum != digest::of_bytes(&bytes)) {
+        return Err(damaged(WEIGHTS, "was changed after its training".to_owned()).into());
+    }
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(WEIGHTS, e.to_string()))?;
     let recipe = config::load_resolved(&run.recipe())?;
     let path = run.scores(&stage);
     let scores: Scores = files::read_json(&path).with_context(|| path.display().to_string())?.unwrap_or_default();
     let target = arguments.to.clone().unwrap_or_else(|| run.path().join("export"));
+    let directory_of = |head: &PublishedHead| target.join(&head.task);
+    // All, before any of them is written.
+    if let Some(path) = heads.iter().map(directory_of).find(|directory| !may_be_replaced(directory)) {
+        return Err(ExportError::InTheWay { path }.into());
+    }
     for head in &heads {
-        let directory = target.join(&head.task);
-        if !may_be_replaced(&directory) {
-            return Err(ExportError::InTheWay { path: directory }.into());
-        }
+        let directory = directory_of(head);
         let scores = scores.get(&head.task);
         let card = ModelCard { recipe: &recipe, plan: &plan, stage: &stage, head, scores }.render()?;
         write(&directory, &model, &model_config, &tensors, head, &card)
@@ -138,13 +144,10 @@ fn write(
     fs::File::open(aside.join(WEIGHTS))?.sync_all()?;
     let mut config = config.clone();
     describe_heads(&mut config, std::slice::from_ref(head));
+    describe_numbers(&mut config);
     files::write_json(&aside.join(CONFIG), &config)?;
     files::write_atomically(&aside.join(CARD), card.as_bytes())?;
-    for name in TOKENIZER_FILES {
-        if model.join(name).exists() {
-            fs::copy(model.join(name), aside.join(name))?;
-        }
-    }
+    copy_tokenizer(model, &aside)?;
     if directory.exists() {
         fs::remove_dir_all(directory)?;
     }

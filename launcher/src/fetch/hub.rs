@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use bam_cluster::encoder::Encoder;
+use bam_cluster::encoder::{Encoder, EncoderError, Vocabulary};
 use bam_cluster::files;
 use bam_cluster::hub_cache::{self, HubCache, REVISION, is_model_name};
 use serde::Deserialize;
@@ -16,10 +16,11 @@ use super::{FetchError, io_error, this_host};
 use crate::shell::quoted;
 
 const HUB_URL: &str = "https://huggingface.co";
-/// What bam cannot do without.
-const NEEDED: [&str; 2] = ["config.json", "vocab.txt"];
+const CONFIG: &str = "config.json";
+/// Of these one says how text becomes tokens; without either there is no use for a model.
+const VOCABULARY: [&str; 2] = ["vocab.txt", "tokenizer.json"];
 /// What is taken along where it is there.
-const WELCOME: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+const WELCOME: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 const WEIGHTS: &str = "model.safetensors";
 const SHARDS: &str = "model.safetensors.index.json";
 const PICKLE: &str = "pytorch_model.bin";
@@ -106,6 +107,8 @@ impl Hub {
         for file in model.small_files()? {
             self.bring(name, &model.sha, file)?;
         }
+        // A vocabulary of another kind of model is known before its weights come.
+        Vocabulary::read(&snapshot).and_then(|vocabulary| vocabulary.special_ids()).map_err(content)?;
         for file in model.weights(&snapshot)? {
             self.bring(name, &model.sha, file)?;
         }
@@ -162,9 +165,14 @@ impl Model {
 
     /// All but the weights.
     fn small_files(&self) -> Result<Vec<&ModelFile>, FetchError> {
-        let needed: Vec<&ModelFile> = NEEDED.iter().map(|name| self.needed(name)).collect::<Result<_, _>>()?;
+        let config = self.needed(CONFIG)?;
+        let mut vocabulary: Vec<&ModelFile> = VOCABULARY.iter().filter_map(|name| self.file(name)).collect();
+        if vocabulary.is_empty() {
+            vocabulary.push(self.needed(VOCABULARY[0])?);
+        }
         let index = self.file(SHARDS).filter(|_| self.file(WEIGHTS).is_none());
-        Ok(needed.into_iter().chain(WELCOME.iter().filter_map(|name| self.file(name))).chain(index).collect())
+        let welcome = WELCOME.iter().filter_map(|name| self.file(name));
+        Ok([config].into_iter().chain(vocabulary).chain(welcome).chain(index).collect())
     }
 
     /// The weights, in the format that bam looks for first; of shards, those that the index in `snapshot` names.
@@ -210,8 +218,11 @@ pub fn copy_to(snapshot: &Path, directory: &Path) -> Result<(), FetchError> {
 
 /// Has a model looked at as a run would.
 fn inspect(directory: &Path) -> Result<(), FetchError> {
-    let seen = Encoder::inspect(directory, None, 8);
-    seen.map(drop).map_err(|e| FetchError::Content { path: e.path, problem: e.problem })
+    Ok(Encoder::inspect(directory, None, 8).map_err(content)?.check_weights()?)
+}
+
+fn content(EncoderError { path, problem }: EncoderError) -> FetchError {
+    FetchError::Content { path, problem }
 }
 
 /// The token that `hf auth login` has left.

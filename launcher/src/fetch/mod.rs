@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bam_cluster::encoder::WeightsError;
 use nix::errno::Errno;
 
 /// Something that cannot be fetched.
@@ -106,6 +107,9 @@ pub enum FetchError {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// A model's weights are not those of its config.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     /// What is asked for makes no sense.
     #[error("{0}")]
     Usage(String),
@@ -119,7 +123,7 @@ impl FetchError {
 
     /// Whether it is data that is wrong.
     pub fn is_bad_data(&self) -> bool {
-        matches!(self, FetchError::Wrong { .. } | FetchError::Content { .. })
+        matches!(self, FetchError::Wrong { .. } | FetchError::Content { .. } | FetchError::Weights(_))
     }
 }
 

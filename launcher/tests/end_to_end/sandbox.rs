@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bam_tests::{Shape, write_encoder_of};
+
 const RECIPE: &str = "\
 name: toy
 model: { path: model, max_length: 32 }
@@ -107,15 +109,8 @@ impl Sandbox {
     }
 
     fn write_encoder(&self) {
-        let model = self.path("model");
-        fs::create_dir(&model).unwrap();
-        let config = r#"{ "vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2,
-                          "intermediate_size": 8, "max_position_embeddings": 40 }"#;
-        fs::write(model.join("config.json"), config).unwrap();
-        fs::write(model.join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\nc\nd\n").unwrap();
-        let header = br#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
-        let weights = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 8]].concat();
-        fs::write(model.join("model.safetensors"), weights).unwrap();
+        let shape = Shape { layers: 1, hidden: 4, heads: 2, intermediate: 8, positions: 40, outputs: None };
+        write_encoder_of(&shape, "[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\nc\nd\n", &self.path("model"));
     }
 }
 

@@ -1,18 +1,16 @@
 //! Text to token ids as BERT wants them: `[CLS] a [SEP] b [SEP]`, with the encoder's own WordPiece vocabulary.
 
-use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bam_cluster::config::Truncation;
-use bam_cluster::encoder::Encoder;
+use bam_cluster::encoder::{BertRules, Encoder, EncoderError, Normalizing, SPECIAL_TOKENS, Vocabulary};
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 
 use super::words::Words;
 
-const SPECIAL: [&str; 4] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
 /// A longer word becomes `[UNK]`, as in BERT.
 const MAX_CHARACTERS_PER_WORD: usize = 100;
 
@@ -24,6 +22,12 @@ pub struct TokenizeError {
     pub path: PathBuf,
     /// What is wrong and what to do.
     pub problem: String,
+}
+
+impl From<EncoderError> for TokenizeError {
+    fn from(EncoderError { path, problem }: EncoderError) -> Self {
+        TokenizeError { path, problem }
+    }
 }
 
 /// One example's tokens.
@@ -56,31 +60,33 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Opens the tokenizer of `encoder`: `tokenizer.json` where there is one, else BERT's rules with `vocab.txt` and
-    /// `tokenizer_config.json`. Whatever truncation and padding the file asks for is switched off.
+    /// Opens the tokenizer of `encoder`: `tokenizer.json` where there is one, else BERT's rules with `vocab.txt`; how it cleans
+    /// texts is for `tokenizer_config.json` to say ([`Normalizing`]). Whatever truncation and padding the file asks for is
+    /// switched off.
     ///
     /// # Errors
     /// A file is unreadable, lacks a special token, has more tokens than the encoder, or contradicts `vocab.txt`.
     pub fn open(encoder: &Encoder, truncation: Truncation) -> Result<Tokenizer, TokenizeError> {
-        let vocabulary_path = encoder.vocabulary();
-        let text = fs::read_to_string(&vocabulary_path)
-            .map_err(|e| TokenizeError { path: vocabulary_path.clone(), problem: e.to_string() })?;
-        let vocabulary = Vocabulary::new(&vocabulary_path, &text)?;
+        let vocabulary = encoder.vocabulary()?;
+        let special = vocabulary.special_ids()?;
         let path = encoder.tokenizer();
         let refuse = |problem: String| TokenizeError { path: path.clone(), problem };
-        let mut inner = if path == vocabulary_path {
-            from_vocabulary(encoder, &text)?
-        } else {
+        let mut inner = if path.ends_with("tokenizer.json") {
             let json = fs::read(&path).map_err(|e| refuse(e.to_string()))?;
             tokenizers::Tokenizer::from_bytes(json).map_err(|e| {
                 refuse(format!("is not a tokenizer: {e}\n  fetch it again, or remove it to go by vocab.txt alone"))
             })?
+        } else {
+            of_vocabulary(&vocabulary)?
         };
+        if let Normalizing::Bert(rules) = encoder.normalizing()? {
+            inner.with_normalizer(Some(normalizer(rules)));
+        }
         inner.with_truncation(None).map_err(|e| refuse(e.to_string()))?;
         inner.with_padding(None);
         inner.set_encode_special_tokens(true);
-        check(&inner, &vocabulary, encoder.config.vocab_size).map_err(refuse)?;
-        let [_, _, cls, sep] = vocabulary.special;
+        check(&inner, &vocabulary, special, encoder.config.vocab_size).map_err(refuse)?;
+        let [_, _, cls, sep] = special;
         let words = Words::of(&inner);
         Ok(Tokenizer { inner, words, path, truncation, cls: cls as i32, sep: sep as i32 })
     }
@@ -144,85 +150,35 @@ fn kept(truncation: Truncation, a: usize, b: usize, room: usize) -> (usize, usiz
     }
 }
 
-/// `vocab.txt`: the truth about token ids.
-struct Vocabulary {
-    /// Tokens in it.
-    size: usize,
-    /// Ids of [`SPECIAL`].
-    special: [usize; 4],
+fn normalizer(rules: BertRules) -> BertNormalizer {
+    let BertRules { clean_text, chinese, strip_accents, lower_case } = rules;
+    BertNormalizer::new(clean_text, chinese, Some(strip_accents), lower_case)
 }
 
-impl Vocabulary {
-    fn new(path: &Path, text: &str) -> Result<Vocabulary, TokenizeError> {
-        let refuse = |problem: String| TokenizeError { path: path.to_owned(), problem };
-        let mut ids = HashMap::new();
-        for (id, token) in text.lines().enumerate() {
-            if let Some(before) = ids.insert(token.trim_end(), id) {
-                let (first, second) = (before + 1, id + 1);
-                return Err(refuse(format!(
-                    "lines {first} and {second} hold the same token\n  take vocab.txt from the encoder's own model"
-                )));
-            }
-        }
-        let mut special = [0; 4];
-        for (id, name) in special.iter_mut().zip(SPECIAL) {
-            *id = *ids.get(name).ok_or_else(|| {
-                refuse(format!("the vocabulary has no {name}\n  take vocab.txt from the encoder's own model"))
-            })?;
-        }
-        Ok(Vocabulary { size: ids.len(), special })
-    }
-}
-
-/// The part of `tokenizer_config.json` that decides about normalising, when there is no `tokenizer.json`.
-struct Normalizing {
-    lower_case: bool,
-    chinese: bool,
-    strip_accents: Option<bool>,
-}
-
-impl Normalizing {
-    fn of(directory: &Path) -> Result<Normalizing, TokenizeError> {
-        let path = directory.join("tokenizer_config.json");
-        let refuse = |problem: String| TokenizeError { path: path.clone(), problem };
-        let config: serde_json::Value = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|e| refuse(format!("is not JSON: {e}")))?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => serde_json::Value::Null,
-            Err(e) => return Err(refuse(e.to_string())),
-        };
-        let switch = |name: &str| match config.get(name) {
-            None | Some(serde_json::Value::Null) => Ok(None),
-            Some(serde_json::Value::Bool(value)) => Ok(Some(*value)),
-            Some(other) => Err(refuse(format!("{name} is {other}; it has to be true or false"))),
-        };
-        Ok(Normalizing {
-            lower_case: switch("do_lower_case")?.unwrap_or(true),
-            chinese: switch("tokenize_chinese_chars")?.unwrap_or(true),
-            strip_accents: switch("strip_accents")?,
-        })
-    }
-}
-
-fn from_vocabulary(encoder: &Encoder, text: &str) -> Result<tokenizers::Tokenizer, TokenizeError> {
-    let rules = Normalizing::of(&encoder.directory)?;
-    let refuse = |e: tokenizers::Error| TokenizeError { path: encoder.vocabulary(), problem: e.to_string() };
+/// BERT's way of cutting words, with the tokens of `vocab.txt`.
+fn of_vocabulary(vocabulary: &Vocabulary) -> Result<tokenizers::Tokenizer, TokenizeError> {
+    let refuse = |e: tokenizers::Error| TokenizeError { path: vocabulary.path.clone(), problem: e.to_string() };
     let model = WordPiece::builder()
-        .vocab(WordPiece::read_bytes(text.as_bytes()).map_err(refuse)?)
+        .vocab(WordPiece::read_bytes(vocabulary.text().as_bytes()).map_err(refuse)?)
         .unk_token("[UNK]".to_owned())
         .continuing_subword_prefix("##".to_owned())
         .max_input_chars_per_word(MAX_CHARACTERS_PER_WORD)
         .build()
         .map_err(refuse)?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
-    tokenizer.with_normalizer(Some(BertNormalizer::new(true, rules.chinese, rules.strip_accents, rules.lower_case)));
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
     Ok(tokenizer)
 }
 
-/// Compares a tokenizer with the vocabulary beside it and with the encoder's embeddings.
-fn check(tokenizer: &tokenizers::Tokenizer, vocabulary: &Vocabulary, embeddings: usize) -> Result<(), String> {
+/// Compares a tokenizer with the vocabulary beside it, which is the truth about token ids, and with the encoder's embeddings.
+fn check(
+    tokenizer: &tokenizers::Tokenizer,
+    vocabulary: &Vocabulary,
+    special: [usize; 4],
+    embeddings: usize,
+) -> Result<(), String> {
     let remedy = "take all files of the encoder from the same model, or remove tokenizer.json to go by vocab.txt alone";
-    for (name, id) in SPECIAL.iter().zip(vocabulary.special) {
+    for (name, id) in SPECIAL_TOKENS.iter().zip(special) {
         match tokenizer.token_to_id(name) {
             Some(here) if here as usize == id => {}
             Some(here) => return Err(format!("{name} is token {here} here, but {id} in vocab.txt\n  {remedy}")),
@@ -230,8 +186,8 @@ fn check(tokenizer: &tokenizers::Tokenizer, vocabulary: &Vocabulary, embeddings:
         }
     }
     let tokens = tokenizer.get_vocab(true);
-    if tokens.len() != vocabulary.size {
-        let (here, there) = (tokens.len(), vocabulary.size);
+    if tokens.len() != vocabulary.tokens.len() {
+        let (here, there) = (tokens.len(), vocabulary.tokens.len());
         return Err(format!("there are {here} tokens here, but {there} in vocab.txt\n  {remedy}"));
     }
     match tokens.values().max() {
@@ -244,6 +200,8 @@ fn check(tokenizer: &tokenizers::Tokenizer, vocabulary: &Vocabulary, embeddings:
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use bam_cluster::encoder::{EncoderConfig, Weights};
     use proptest::prelude::*;
     use tokenizers::{PaddingParams, PaddingStrategy, TruncationParams};
@@ -311,6 +269,21 @@ mod tests {
         assert_eq!(ids(&cased, "Play Café"), [2, 9, 1, 3]);
         let wrong = tokenizer(&[("tokenizer_config.json", r#"{"do_lower_case": "no"}"#)]).err().unwrap().to_string();
         assert!(wrong.contains("do_lower_case is \"no\""), "{wrong}");
+        // They hold against a tokenizer.json, too, as in transformers.
+        let saved = json(|_| {});
+        let cased = ("tokenizer_config.json", r#"{"do_lower_case": false}"#);
+        assert_eq!(ids(&tokenizer(&[("tokenizer.json", &saved), cased]).unwrap(), "Play Café"), [2, 9, 1, 3]);
+        let plain = ("tokenizer_config.json", r#"{"do_lower_case": false, "tokenizer_class": "TokenizersBackend"}"#);
+        assert_eq!(ids(&tokenizer(&[("tokenizer.json", &saved), plain]).unwrap(), "Play Café"), [2, 7, 10, 3]);
+    }
+
+    #[test]
+    fn a_tokenizer_json_is_enough() {
+        let saved = json(|_| {});
+        let files = directory(&[("tokenizer.json", &saved)]);
+        fs::remove_file(files.path().join("vocab.txt")).unwrap();
+        let tokenizer = Tokenizer::open(&encoder(files.path()), Truncation::default()).unwrap();
+        assert_eq!(ids(&tokenizer, "Playing café!"), [2, 7, 8, 10, 11, 3]);
     }
 
     #[test]
@@ -356,12 +329,11 @@ mod tests {
         let swapped = WORDS.replace("[CLS]\n[SEP]", "[SEP]\n[CLS]");
         let longer = format!("{WORDS}more\n");
         let saved = json(|_| {});
-        let cases: [(&[(&str, &str)], &str); 6] = [
+        let cases: [(&[(&str, &str)], &str); 5] = [
             (&[("vocab.txt", &swapped), ("tokenizer.json", &saved)], "[CLS] is token 2 here, but 3 in vocab.txt"),
             (&[("vocab.txt", &longer), ("tokenizer.json", &saved)], "12 tokens here, but 13 in vocab.txt"),
             (&[("vocab.txt", &longer)], "the largest token id is 12, but the encoder has embeddings for 12"),
             (&[("vocab.txt", "[PAD]\n[UNK]\n[CLS]\n")], "the vocabulary has no [SEP]"),
-            (&[("vocab.txt", "a\nb\na\n")], "lines 1 and 3 hold the same token"),
             (&[("tokenizer.json", "{}")], "is not a tokenizer"),
         ];
         for (files, expected) in cases {

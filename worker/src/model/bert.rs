@@ -11,7 +11,7 @@ use super::dropout::{DropoutKey, Rate, Site, mask};
 use super::embedding::{EMBEDDING_TENSORS, Embedding, EmbeddingPass};
 use super::layer::{Dropout, LAYER_TENSORS, Layer, LayerPass};
 use super::parameters::Parameters;
-use super::shape::{Head, specs};
+use super::{Head, specs};
 use crate::comm::Host;
 use crate::tensor_memory::floats_mut;
 

@@ -11,7 +11,7 @@ use super::norm::{self, RowDropout, RowStatistics, add};
 use super::parameters::{Parameters, View};
 use crate::tensor_memory::{floats, floats_mut};
 
-/// Parameter tensors before the first layer, in the order of `shape::specs`.
+/// Parameter tensors before the first layer, in the order of `specs`.
 pub(crate) const EMBEDDING_TENSORS: usize = 5;
 
 /// Tables [entries, hidden] of words, positions and segments, and the norm.

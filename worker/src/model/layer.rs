@@ -12,7 +12,7 @@ use super::norm::{self, RowDropout, RowStatistics};
 use super::parameters::Parameters;
 use crate::tensor_memory::{floats, floats_mut};
 
-/// Parameter tensors of a layer, in the order of `shape::specs`.
+/// Parameter tensors of a layer, in the order of `specs`.
 pub(crate) const LAYER_TENSORS: usize = 16;
 
 /// One layer's parameters and gradients.

@@ -11,8 +11,8 @@ mod norm;
 mod parameters;
 #[cfg(test)]
 mod plain;
-mod shape;
 
+pub use bam_cluster::encoder::{Head, Init, ParameterSpec, parameter_count, specs};
 pub use batch::{Batch, Sequence};
 pub use bert::{Bert, Pass};
 pub use dropout::{DropoutKey, StepSeed};
@@ -20,4 +20,3 @@ pub(crate) use embedding::EMBEDDING_TENSORS;
 pub(crate) use layer::LAYER_TENSORS;
 pub use parameters::Parameters;
 pub(crate) use parameters::attach_gradient;
-pub use shape::{Head, Init, ParameterSpec, parameter_count, specs};

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use super::shape::{Init, ParameterSpec};
+use super::{Init, ParameterSpec};
 use crate::gradient::TouchedRows;
 use crate::tensor_memory::floats_mut;
 

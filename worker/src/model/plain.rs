@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use bam_cluster::encoder::EncoderConfig;
 use tch::{Device, Kind, Tensor};
 
+use super::Head;
 use super::batch::{Batch, Sequence};
 use super::bert::Bert;
 use super::dropout::{DropoutKey, Rate, RowKey, Site, StepSeed, mask};
-use super::shape::Head;
 use crate::tensor_memory::floats_mut;
 
 const HEADS: i64 = 2;

@@ -57,8 +57,8 @@ fn provenance(session: &Session, task: &Task, set: &TokenSet, teacher_sha256: &s
 
 /// A teacher's model, and the SHA-256 that its logits carry.
 fn find(session: &Session, teacher: &Teacher, task: &Task) -> Result<(TaskModel, String)> {
-    let vocabulary = session.encoder.vocabulary();
-    let look = |given: &GivenTeacher| TaskModel::inspect(given, task, &vocabulary, session.recipe.model.max_length);
+    let look =
+        |given: &GivenTeacher| TaskModel::inspect(given, task, &session.encoder, session.recipe.model.max_length);
     match &teacher.given {
         Some(given) => {
             let found = look(given)?;

@@ -92,7 +92,7 @@ fn ask(session: &Session, stage: &str, task: &Task, set: &TokenSet) -> Result<Ve
     check_model(session, stage)?;
     let directory: &Path = &session.run.model(stage);
     let whole = GivenTeacher { path: directory.to_owned(), labels: None };
-    let found = TaskModel::inspect(&whole, task, &session.encoder.vocabulary(), session.recipe.model.max_length)?;
+    let found = TaskModel::inspect(&whole, task, &session.encoder, session.recipe.model.max_length)?;
     let model = load(session, &found, task)?;
     predict(session, model.as_ref(), 0, &task.kind, set)
 }

@@ -1,15 +1,23 @@
-//! Tokenises every task once. Tasks are dealt out to the ranks.
+//! Tokenises every task once; tasks are dealt out to the ranks. Before that, the first rank looks at all weights that later
+//! stages will read, so that none of them is refused when others have been trained already.
 
 use anyhow::{Result, ensure};
 use bam_cluster::digest::short;
+use bam_cluster::encoder::Head;
 use bam_cluster::protocol::{FromRank, Outcome};
 use bam_cluster::stage_record::Sums;
 use bam_cluster::task::read_examples;
+use bam_cluster::teacher::TaskModel;
 
 use crate::data::{Progress, Tokenizer, prepare_task};
 use crate::session::Session;
+use crate::weights::look;
 
 pub(super) fn run(session: &Session) -> Result<Outcome> {
+    if session.is_first() {
+        session.activity.phase("looking at weights");
+        check_weights(session)?;
+    }
     session.activity.phase("tokenising");
     let recipe = &session.recipe;
     let (rank, size) = (session.world.rank(), session.world.size());
@@ -48,4 +56,20 @@ pub(super) fn run(session: &Session) -> Result<Outcome> {
     }
     let complete = outputs.len() == 2 * session.tasks.len();
     Ok(if complete { Outcome::Finished { outputs } } else { Outcome::Stopped { step: 0 } })
+}
+
+/// Looks at the weights of the encoder and of every given teacher. The launcher has seen what safetensors say of themselves;
+/// what is in a pickle, only the worker knows.
+fn check_weights(session: &Session) -> Result<()> {
+    let (recipe, encoder) = (&session.recipe, &session.encoder);
+    look(&encoder.weights)?.check_encoder(&encoder.config)?;
+    for task in &session.tasks {
+        for teacher in recipe.distill.teachers.get(&task.name).into_iter().flat_map(|given| &given.0) {
+            session.activity.progress();
+            let found = TaskModel::inspect(teacher, task, encoder, recipe.model.max_length)?.encoder;
+            let head = Head { task: task.name.clone(), outputs: task.kind.outputs() };
+            look(&found.weights)?.check_model(&found.config, head)?;
+        }
+    }
+    Ok(())
 }

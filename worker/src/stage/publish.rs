@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use bam_cluster::published::{PublishedHead, TOKENIZER_FILES, describe_heads};
+use bam_cluster::published::{PublishedHead, copy_tokenizer, describe_heads, describe_numbers};
 use bam_cluster::task::Task;
 use bam_cluster::teacher::TaskModel;
 use bam_cluster::{aside, digest, files};
@@ -38,12 +38,7 @@ pub(super) fn publish(
     let config = config(session, learner.scorer(), tasks)?;
     files::write_json(&aside.join(CONFIG), &config).with_context(context)?;
     session.faults.wrote();
-    for name in TOKENIZER_FILES {
-        let from = encoder.directory.join(name);
-        if from.exists() {
-            fs::copy(&from, aside.join(name)).with_context(context)?;
-        }
-    }
+    copy_tokenizer(&encoder.directory, &aside).with_context(context)?;
     let sum = digest::of_file(&aside.join(WEIGHTS)).with_context(context)?;
     for entry in fs::read_dir(&aside).with_context(context)? {
         fs::File::open(entry.with_context(context)?.path()).and_then(|f| f.sync_all()).with_context(context)?;
@@ -106,6 +101,7 @@ fn config(session: &Session, model: &dyn Scorer, tasks: &[&Task]) -> Result<Valu
     config["hidden_dropout_prob"] = json!(model.config().hidden_dropout_prob);
     config["attention_probs_dropout_prob"] = json!(model.config().attention_probs_dropout_prob);
     config["model_type"] = json!("bert");
+    describe_numbers(&mut config);
     let head = |task: &&Task| PublishedHead::of(task, session.recipe.model.regression_output);
     describe_heads(&mut config, &tasks.iter().map(head).collect::<Vec<_>>());
     Ok(config)

@@ -4,55 +4,12 @@ mod pickle;
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use bam_cluster::encoder::Weights;
+use bam_cluster::encoder::{EncoderError, TensorHeader, TensorHeaders, Weights};
 use safetensors::tensor::{Dtype, SafeTensors};
 
-/// A weights file that does not fit.
-#[derive(Debug, thiserror::Error)]
-pub enum WeightsError {
-    /// It cannot be read or written.
-    #[error("{path}: {problem}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What went wrong.
-        problem: String,
-    },
-    /// A tensor is not in it.
-    #[error(
-        "{path}: there is no tensor '{name}'\n  the file must hold a BERT encoder under Hugging Face's names (with or without 'bert.')"
-    )]
-    Missing {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-    },
-    /// A tensor has another shape.
-    #[error(
-        "{path}: tensor '{name}' has shape {found:?}, but the model needs {expected:?}\n  take config.json and the weights from the same model"
-    )]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// As in the file.
-        found: Vec<usize>,
-        /// As the model needs it.
-        expected: Vec<i64>,
-    },
-    /// A tensor's numbers are of a kind that is not read here.
-    #[error("{path}: tensor '{name}' does not hold floating-point numbers of 16, 32 or 64 bits")]
-    Kind {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-    },
-}
+pub use bam_cluster::encoder::WeightsError;
 
 /// What kind of numbers a tensor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,17 +32,17 @@ impl Element {
         }
     }
 
-    /// Little-endian numbers as float32; `None` if they are no floating-point numbers.
-    fn to_floats(self, data: &[u8]) -> Option<Vec<f32>> {
+    /// Little-endian numbers as float32; of anything else there are none.
+    fn to_floats(self, data: &[u8]) -> Vec<f32> {
         fn convert<const N: usize>(data: &[u8], f: impl Fn([u8; N]) -> f32) -> Vec<f32> {
             data.as_chunks::<N>().0.iter().map(|bytes| f(*bytes)).collect()
         }
         match self {
-            Element::F64 => Some(convert(data, |b| f64::from_le_bytes(b) as f32)),
-            Element::F32 => Some(convert(data, f32::from_le_bytes)),
-            Element::F16 => Some(convert(data, |b| half::f16::from_le_bytes(b).to_f32())),
-            Element::BF16 => Some(convert(data, |b| half::bf16::from_le_bytes(b).to_f32())),
-            Element::Other(_) => None,
+            Element::F64 => convert(data, |b| f64::from_le_bytes(b) as f32),
+            Element::F32 => convert(data, f32::from_le_bytes),
+            Element::F16 => convert(data, |b| half::f16::from_le_bytes(b).to_f32()),
+            Element::BF16 => convert(data, |b| half::bf16::from_le_bytes(b).to_f32()),
+            Element::Other(_) => vec![],
         }
     }
 }
@@ -105,9 +62,22 @@ struct Stored {
 /// The tensors of a model, by name.
 #[derive(Debug)]
 pub struct WeightStore {
-    path: PathBuf,
+    headers: TensorHeaders,
     tensors: HashMap<String, Stored>,
     buffers: Vec<Vec<u8>>,
+}
+
+/// Names and shapes of a model's tensors: of safetensors from the headers alone; a pickle is looked through whole, and refused
+/// if it holds anything but tensors.
+///
+/// # Errors
+/// A file is missing or damaged, or a pickle asks for more than tensors.
+pub fn look(weights: &Weights) -> Result<TensorHeaders, WeightsError> {
+    let io = |EncoderError { path, problem }| WeightsError::Io { path, problem };
+    match weights.headers().map_err(io)? {
+        Some(headers) => Ok(headers),
+        None => Ok(WeightStore::open(weights)?.headers),
+    }
 }
 
 impl WeightStore {
@@ -116,24 +86,28 @@ impl WeightStore {
     /// # Errors
     /// A file is missing or damaged, or a pickle holds anything but tensors.
     pub fn open(weights: &Weights) -> Result<WeightStore, WeightsError> {
+        let (mut tensors, mut buffers) = (HashMap::new(), vec![]);
         match weights {
             Weights::Safetensors(files) => {
-                let path = files.first().cloned().unwrap_or_default();
-                let mut store = WeightStore { path, tensors: HashMap::new(), buffers: vec![] };
-                files.iter().try_for_each(|file| store.add_safetensors(file))?;
-                Ok(store)
+                files.iter().try_for_each(|file| add_safetensors(file, &mut tensors, &mut buffers))?;
             }
             Weights::Pickle(path) => {
                 let refuse = |problem| WeightsError::Io { path: path.clone(), problem };
-                let (tensors, buffers) = pickle::read(path).map_err(refuse)?;
-                Ok(WeightStore { path: path.clone(), tensors, buffers })
+                (tensors, buffers) = pickle::read(path).map_err(refuse)?;
             }
         }
+        let header = |(name, stored): (&String, &Stored)| {
+            let is_float = !matches!(stored.element, Element::Other(_));
+            (name.clone(), TensorHeader { shape: stored.shape.clone(), is_float })
+        };
+        let path = weights.files().first().cloned().unwrap_or_default();
+        let headers = TensorHeaders::new(path, tensors.iter().map(header).collect());
+        Ok(WeightStore { headers, tensors, buffers })
     }
 
-    /// Whether there is a tensor under one of these names.
-    pub fn has(&self, names: &[String]) -> bool {
-        names.iter().any(|name| self.tensors.contains_key(name))
+    /// Names and shapes of the tensors.
+    pub fn headers(&self) -> &TensorHeaders {
+        &self.headers
     }
 
     /// Reads the tensor that has one of `names`, in the order of preference, as float32.
@@ -141,60 +115,64 @@ impl WeightStore {
     /// # Errors
     /// There is none, or it has another shape or holds no floating-point numbers.
     pub fn read(&self, names: &[String], shape: &[i64], into: &mut [f32]) -> Result<(), WeightsError> {
-        let path = || self.path.clone();
-        let name = names.first().cloned().unwrap_or_default();
-        let found = names.iter().find_map(|n| self.tensors.get(n));
-        let tensor = found.ok_or_else(|| WeightsError::Missing { path: path(), name: name.clone() })?;
-        if !tensor.shape.iter().map(|&n| n as i64).eq(shape.iter().copied()) {
-            let (found, expected) = (tensor.shape.clone(), shape.to_vec());
-            return Err(WeightsError::Shape { path: path(), name, found, expected });
-        }
-        let values = self.values(tensor).ok_or_else(|| WeightsError::Kind { path: path(), name })?;
-        into.copy_from_slice(&values);
+        let name = self.headers.find(names, shape)?;
+        into.copy_from_slice(&self.values(&self.tensors[name]));
         Ok(())
     }
 
-    /// A tensor's numbers in row-major order.
-    fn values(&self, tensor: &Stored) -> Option<Vec<f32>> {
-        // How many bytes these take is unknown: some formats put several numbers into one.
-        if let Element::Other(_) = tensor.element {
-            return None;
+    /// A tensor's numbers in row-major order; none if they are no floating-point numbers.
+    fn values(&self, tensor: &Stored) -> Vec<f32> {
+        let Stored { element, shape, strides, .. } = tensor;
+        // How many bytes others take is unknown: some formats put several numbers into one.
+        if let Element::Other(_) = element {
+            return vec![];
         }
-        let data = &self.buffers[tensor.buffer][tensor.start..];
-        let count: usize = tensor.shape.iter().product();
-        if tensor.strides == row_major(&tensor.shape) {
-            return tensor.element.to_floats(&data[..count * tensor.element.bytes()]);
+        let used = span(shape, strides) * element.bytes();
+        let stored = element.to_floats(&self.buffers[tensor.buffer][tensor.start..][..used]);
+        if *strides == row_major(shape) {
+            return stored;
         }
-        let all = tensor.element.to_floats(data)?;
-        Some((0..count).map(|i| all[position(i, &tensor.shape, &tensor.strides)]).collect())
+        (0..shape.iter().product()).map(|i| stored[position(i, shape, strides)]).collect()
     }
+}
 
-    fn add_safetensors(&mut self, path: &Path) -> Result<(), WeightsError> {
-        let refuse = |problem: String| WeightsError::Io { path: path.to_owned(), problem };
-        let damaged =
-            |e: &dyn std::fmt::Display| refuse(format!("is no whole safetensors file: {e}\n  fetch or copy it again"));
-        let bytes = fs::read(path).map_err(|e| refuse(e.to_string()))?;
-        // This checks that every tensor lies within the file.
-        SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
-        let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
-        // The header's length comes first, in eight bytes.
-        let data = header + 8;
-        let buffer = self.buffers.len();
-        for (name, info) in metadata.tensors() {
-            let element = match info.dtype {
-                Dtype::F64 => Element::F64,
-                Dtype::F32 => Element::F32,
-                Dtype::F16 => Element::F16,
-                Dtype::BF16 => Element::BF16,
-                _ => Element::Other(1),
-            };
-            let (shape, start) = (info.shape.clone(), data + info.data_offsets.0);
-            let stored = Stored { element, strides: row_major(&shape), shape, buffer, start };
-            self.tensors.insert(name, stored);
-        }
-        self.buffers.push(bytes);
-        Ok(())
+fn add_safetensors(
+    path: &Path,
+    tensors: &mut HashMap<String, Stored>,
+    buffers: &mut Vec<Vec<u8>>,
+) -> Result<(), WeightsError> {
+    let refuse = |problem: String| WeightsError::Io { path: path.to_owned(), problem };
+    let damaged =
+        |e: &dyn std::fmt::Display| refuse(format!("is no whole safetensors file: {e}\n  fetch or copy it again"));
+    let bytes = fs::read(path).map_err(|e| refuse(e.to_string()))?;
+    // This checks that every tensor lies within the file.
+    SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
+    // The header's length comes first, in eight bytes.
+    let data = header + 8;
+    let buffer = buffers.len();
+    for (name, info) in metadata.tensors() {
+        let element = match info.dtype {
+            Dtype::F64 => Element::F64,
+            Dtype::F32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            Dtype::BF16 => Element::BF16,
+            _ => Element::Other(1),
+        };
+        let (shape, start) = (info.shape.clone(), data + info.data_offsets.0);
+        let stored = Stored { element, strides: row_major(&shape), shape, buffer, start };
+        tensors.insert(name, stored);
     }
+    buffers.push(bytes);
+    Ok(())
+}
+
+/// How many numbers there are from a tensor's first to its last, both included.
+fn span(shape: &[usize], strides: &[usize]) -> usize {
+    if shape.contains(&0) {
+        return 0;
+    }
+    shape.iter().zip(strides).map(|(length, stride)| (length - 1) * stride).sum::<usize>() + 1
 }
 
 /// Strides of a tensor whose last dimension is dense.
@@ -258,5 +236,15 @@ mod tests {
         let order: Vec<usize> = (0..6).map(|i| position(i, &[2, 3], &[1, 2])).collect();
         assert_eq!(order, [0, 2, 4, 1, 3, 5]);
         assert_eq!(row_major(&[2, 3, 4]), [12, 4, 1]);
+        // Of what is stored, no more is converted than a tensor uses.
+        assert_eq!(
+            [span(&[2, 3], &[1, 2]), span(&[2, 2], &[5, 1]), span(&[], &[]), span(&[3, 0], &[0, 1])],
+            [6, 7, 1, 0]
+        );
+        let numbers: Vec<u8> = (0..9u8).flat_map(|n| f32::from(n).to_le_bytes()).collect();
+        let stored = Stored { element: Element::F32, shape: vec![2, 2], strides: vec![1, 3], buffer: 0, start: 4 };
+        let headers = TensorHeaders::new("x".into(), HashMap::new());
+        let store = WeightStore { headers, tensors: HashMap::new(), buffers: vec![numbers] };
+        assert_eq!(store.values(&stored), [1.0, 4.0, 2.0, 5.0]);
     }
 }

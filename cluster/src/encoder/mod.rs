@@ -1,14 +1,24 @@
-//! What can be known of a Hugging Face model directory without libtorch: its shape, that its vocabulary fits, and that
-//! its weights are not cut short. Enough to plan a run and to refuse a bad directory at once.
+//! What can be known of a Hugging Face model directory without libtorch: its shape, that its vocabulary fits, how it cleans
+//! text, and that its weights are not cut short and have the right names and shapes. Enough to plan a run and to refuse a bad
+//! directory at once.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::Read;
+mod normalizing;
+mod parameters;
+mod vocabulary;
+mod weights;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::digest;
+
+pub use normalizing::{BertRules, Normalizing};
+pub use parameters::{Head, Init, ParameterSpec, parameter_count, single_head_name, specs, stored_names};
+pub use vocabulary::{SPECIAL_TOKENS, Vocabulary};
+pub use weights::{TensorHeader, TensorHeaders, Weights, WeightsError};
 
 /// The part of `config.json` that decides the encoder's shape and arithmetic.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,66 +89,6 @@ pub struct Encoder {
     pub weights: Weights,
 }
 
-/// The files that hold a model's weights, in the order in which they are looked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Weights {
-    /// `model.safetensors`, or the shards that `model.safetensors.index.json` names.
-    Safetensors(Vec<PathBuf>),
-    /// `pytorch_model.bin`.
-    Pickle(PathBuf),
-}
-
-impl Weights {
-    /// Finds the weights of a directory.
-    ///
-    /// # Errors
-    /// There are none, or they are cut short.
-    pub fn find(directory: &Path) -> Result<Weights, EncoderError> {
-        let (whole, index, pickle) = (
-            directory.join("model.safetensors"),
-            directory.join("model.safetensors.index.json"),
-            directory.join("pytorch_model.bin"),
-        );
-        let weights = if !whole.exists() && index.exists() {
-            Weights::Safetensors(shards(&index)?)
-        } else if !whole.exists() && pickle.exists() {
-            Weights::Pickle(pickle)
-        } else {
-            Weights::Safetensors(vec![whole])
-        };
-        if let Weights::Safetensors(files) = &weights {
-            files.iter().try_for_each(|file| check_safetensors(file))?;
-        }
-        Ok(weights)
-    }
-
-    /// The files.
-    pub fn files(&self) -> &[PathBuf] {
-        match self {
-            Weights::Safetensors(files) => files,
-            Weights::Pickle(file) => std::slice::from_ref(file),
-        }
-    }
-}
-
-/// The files that an index names, each once.
-fn shards(index: &Path) -> Result<Vec<PathBuf>, EncoderError> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let refuse = |problem: String| EncoderError { path: index.to_owned(), problem };
-    let bytes = fs::read(index).map_err(|e| refuse(e.to_string()))?;
-    let Index { weight_map } =
-        serde_json::from_slice(&bytes).map_err(|e| refuse(format!("is not an index of safetensors shards: {e}")))?;
-    let names: BTreeSet<String> = weight_map.into_values().collect();
-    let beside = |name: String| match Path::new(&name).file_name() {
-        Some(file) if file == name.as_str() => Ok(index.with_file_name(file)),
-        _ => Err(refuse(format!("names the file '{name}', which is not beside it"))),
-    };
-    names.into_iter().map(beside).collect()
-}
-
 impl Encoder {
     /// Looks at a directory. `layers`: use only so many.
     ///
@@ -150,8 +100,13 @@ impl Encoder {
         let text = fs::read(&path).map_err(|e| {
             refuse(format!("{e}\n  model.path must be a directory with config.json, model.safetensors and vocab.txt"))
         })?;
-        let mut config: EncoderConfig =
-            serde_json::from_slice(&text).map_err(|e| refuse(format!("is not the config of a BERT encoder: {e}")))?;
+        let no_config = |e: serde_json::Error| refuse(format!("is not the config of a BERT encoder: {e}"));
+        let described: Value = serde_json::from_slice(&text).map_err(no_config)?;
+        let positions = described.get("position_embedding_type").and_then(Value::as_str).unwrap_or("absolute");
+        if positions != "absolute" {
+            return Err(refuse(format!("position_embedding_type is '{positions}'; BERT's is 'absolute'")));
+        }
+        let mut config: EncoderConfig = serde_json::from_value(described).map_err(no_config)?;
         if config.hidden_act != "gelu" {
             return Err(refuse(format!("hidden_act is '{}'; BERT's is 'gelu'", config.hidden_act)));
         }
@@ -172,19 +127,56 @@ impl Encoder {
             config.num_hidden_layers = layers;
         }
         let encoder = Encoder { directory: directory.to_owned(), config, weights: Weights::find(directory)? };
-        encoder.check_vocabulary()?;
+        encoder.vocabulary()?.check(encoder.config.vocab_size)?;
         Ok(encoder)
     }
 
-    /// Its vocabulary, one token a line.
-    pub fn vocabulary(&self) -> PathBuf {
-        self.directory.join("vocab.txt")
+    /// Proves by names and shapes that training can start from its weights, as far as that is known without reading a pickle.
+    ///
+    /// # Errors
+    /// A tensor is missing, or has another shape or kind.
+    pub fn check_weights(&self) -> Result<(), WeightsError> {
+        match self.headers()? {
+            Some(headers) => headers.check_encoder(&self.config),
+            None => Ok(()),
+        }
     }
 
-    /// The file that defines how text becomes tokens: `tokenizer.json` where there is one, else the vocabulary.
+    /// The same of a model with this head.
+    ///
+    /// # Errors
+    /// As for [`Encoder::check_weights`].
+    pub fn check_model(&self, head: Head) -> Result<(), WeightsError> {
+        match self.headers()? {
+            Some(headers) => headers.check_model(&self.config, head),
+            None => Ok(()),
+        }
+    }
+
+    fn headers(&self) -> Result<Option<TensorHeaders>, WeightsError> {
+        self.weights.headers().map_err(|EncoderError { path, problem }| WeightsError::Io { path, problem })
+    }
+
+    /// Its vocabulary.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn vocabulary(&self) -> Result<Vocabulary, EncoderError> {
+        Vocabulary::read(&self.directory)
+    }
+
+    /// What becomes of a text before it is cut into words.
+    ///
+    /// # Errors
+    /// A file of the tokenizer cannot be read.
+    pub fn normalizing(&self) -> Result<Normalizing, EncoderError> {
+        normalizing::read(&self.directory).map(|(rules, _)| rules)
+    }
+
+    /// The file that defines how text becomes tokens: `tokenizer.json` where there is one, else `vocab.txt`.
     pub fn tokenizer(&self) -> PathBuf {
-        let whole = self.directory.join("tokenizer.json");
-        if whole.exists() { whole } else { self.vocabulary() }
+        let whole = self.directory.join(vocabulary::TOKENIZER);
+        if whole.exists() { whole } else { self.directory.join(vocabulary::VOCABULARY) }
     }
 
     /// Hash of what tokenising depends on.
@@ -192,11 +184,18 @@ impl Encoder {
     /// # Errors
     /// A file cannot be read.
     pub fn vocabulary_sha256(&self) -> Result<String, EncoderError> {
-        let mut sums = vec![sum(&self.vocabulary())?, sum(&self.tokenizer())?];
-        // Without a tokenizer.json this file decides about lower-casing and accents.
-        let settings = self.directory.join("tokenizer_config.json");
-        if self.tokenizer() == self.vocabulary() && settings.exists() {
-            sums.push(sum(&settings)?);
+        let files = [self.directory.join(vocabulary::VOCABULARY), self.tokenizer()];
+        let mut sums: Vec<String> =
+            files.iter().filter(|file| file.exists()).map(|file| sum(file)).collect::<Result<_, _>>()?;
+        let settings = self.directory.join(normalizing::SETTINGS);
+        let (rules, is_own) = normalizing::read(&self.directory)?;
+        if self.tokenizer() == files[0] {
+            // Without a tokenizer.json this file decides about lower-casing and accents.
+            if settings.exists() {
+                sums.push(sum(&settings)?);
+            }
+        } else if !is_own {
+            sums.push(digest::of_json(&rules));
         }
         Ok(digest::of_bytes(sums.join(" ")))
     }
@@ -211,28 +210,6 @@ impl Encoder {
             sums.push(sum(file)?);
         }
         Ok(digest::of_bytes(sums.join(" ")))
-    }
-
-    fn check_vocabulary(&self) -> Result<(), EncoderError> {
-        let path = self.vocabulary();
-        let refuse = |problem: String| EncoderError { path: path.clone(), problem };
-        let text = fs::read_to_string(&path).map_err(|e| refuse(e.to_string()))?;
-        let tokens = text.lines().count();
-        let rows = self.config.vocab_size;
-        // Some encoders round their embedding up to a multiple of a power of two.
-        let rounded_up = [8, 64, 128].iter().any(|&k| rows == tokens.next_multiple_of(k));
-        if tokens != rows && !rounded_up {
-            return Err(refuse(format!(
-                "the vocabulary has {tokens} tokens, but the encoder beside it has embeddings for {rows}\n  \
-                 take config.json, model.safetensors and vocab.txt from the same model"
-            )));
-        }
-        for special in ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] {
-            if !text.lines().any(|l| l == special) {
-                return Err(refuse(format!("the vocabulary has no {special}: it is not BERT's")));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -258,26 +235,6 @@ impl EncoderConfig {
 
 fn sum(path: &Path) -> Result<String, EncoderError> {
     digest::of_file(path).map_err(|e| EncoderError { path: path.to_owned(), problem: e.to_string() })
-}
-
-/// Compares a safetensors file's length with what its header promises.
-fn check_safetensors(path: &Path) -> Result<(), EncoderError> {
-    let refuse = |problem: String| EncoderError { path: path.to_owned(), problem };
-    let cut = || refuse("the file is cut short or damaged\n  fetch or copy it again".to_owned());
-    let mut file = File::open(path).map_err(|e| refuse(e.to_string()))?;
-    let length = file.metadata().map_err(|e| refuse(e.to_string()))?.len();
-    let mut size = [0u8; 8];
-    file.read_exact(&mut size).map_err(|_| cut())?;
-    let header_length = u64::from_le_bytes(size);
-    if header_length > length.saturating_sub(8) {
-        return Err(cut());
-    }
-    let mut header = vec![0u8; header_length as usize];
-    file.read_exact(&mut header).map_err(|_| cut())?;
-    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&header).map_err(|_| cut())?;
-    let end = |tensor: &serde_json::Value| tensor.get("data_offsets")?.get(1)?.as_u64();
-    let data = header.values().filter_map(end).max().unwrap_or(0);
-    if (8 + header_length).checked_add(data) == Some(length) { Ok(()) } else { Err(cut()) }
 }
 
 #[cfg(test)]
@@ -326,6 +283,44 @@ mod tests {
         Encoder::inspect(dir.path(), None, 32)
     }
 
+    /// Changes a text in a directory's config.
+    fn set(directory: &Path, key: &str, value: &str) {
+        let path = directory.join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config[key] = value.into();
+        fs::write(path, config.to_string()).unwrap();
+    }
+
+    #[test]
+    fn a_directory_without_vocab_txt_has_the_vocabulary_of_its_tokenizer() {
+        let tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d"];
+        let vocab: serde_json::Map<_, _> =
+            tokens.iter().enumerate().map(|(i, t)| ((*t).to_owned(), i.into())).collect();
+        let json = serde_json::json!({ "model": { "type": "WordPiece", "vocab": vocab } }).to_string();
+        let dir = tempfile::tempdir().unwrap();
+        let encoder = directory(|d| {
+            fs::remove_file(d.join("vocab.txt")).unwrap();
+            fs::write(d.join("tokenizer.json"), &json).unwrap();
+            for entry in fs::read_dir(d).unwrap() {
+                let from = entry.unwrap().path();
+                fs::copy(&from, dir.path().join(from.file_name().unwrap())).unwrap();
+            }
+        });
+        assert_eq!(encoder.unwrap().config.vocab_size, 8);
+        let here = || Encoder::inspect(dir.path(), None, 32).unwrap();
+        assert_eq!(here().vocabulary().unwrap().tokens, tokens);
+        let sum = here().vocabulary_sha256().unwrap();
+        // A setting that changes nothing is another file, and the same tokens.
+        fs::write(dir.path().join("tokenizer_config.json"), r#"{"model_max_length": 9}"#).unwrap();
+        assert_eq!(here().vocabulary_sha256().unwrap(), sum);
+        fs::write(dir.path().join("tokenizer_config.json"), r#"{"do_lower_case": false}"#).unwrap();
+        let json = json.replacen('{', r#"{"normalizer":{"type":"BertNormalizer","lowercase":true},"#, 1);
+        fs::write(dir.path().join("tokenizer.json"), &json).unwrap();
+        let overridden = here().vocabulary_sha256().unwrap();
+        fs::remove_file(dir.path().join("tokenizer_config.json")).unwrap();
+        assert_ne!(here().vocabulary_sha256().unwrap(), overridden);
+    }
+
     #[test]
     fn weights_may_be_sharded_or_pickled() {
         let files = |change: &dyn Fn(&Path)| {
@@ -353,13 +348,17 @@ mod tests {
     fn each_fault_of_a_model_directory_is_named() {
         directory(|_| {}).unwrap();
         type Fault<'a> = (&'a dyn Fn(&Path), &'a str);
-        let faults: [Fault; 5] = [
+        let faults: [Fault; 9] = [
             (&|d| fs::remove_file(d.join("config.json")).unwrap(), "model.path must be a directory"),
             (&|d| fs::write(d.join("config.json"), "{}").unwrap(), "is not the config of a BERT encoder"),
             (&|d| fs::write(d.join("vocab.txt"), "[PAD]\n".repeat(9)).unwrap(), "the vocabulary has 9 tokens"),
             (&|d| fs::write(d.join("vocab.txt"), "a\nb\nc\nd\ne\nf\ng\nh\n").unwrap(), "has no [PAD]"),
+            (&|d| fs::write(d.join("vocab.txt"), "a\nb\nc\nd\na\nf\ng\nh\n").unwrap(), "tokens 0 and 4"),
+            (&|d| fs::remove_file(d.join("vocab.txt")).unwrap(), "neither vocab.txt nor tokenizer.json"),
+            (&|d| set(d, "position_embedding_type", "relative_key"), "BERT's is 'absolute'"),
+            (&|d| set(d, "hidden_act", "relu"), "hidden_act is 'relu'"),
             (
-                &|d| File::options().write(true).open(d.join("model.safetensors")).unwrap().set_len(66).unwrap(),
+                &|d| fs::File::options().write(true).open(d.join("model.safetensors")).unwrap().set_len(66).unwrap(),
                 "cut short",
             ),
         ];

@@ -1,6 +1,8 @@
-//! Names, shapes, depths and initial values of all parameters: Hugging Face's names, in the order of the forward pass.
+//! Names, shapes, depths and initial values of all parameters: Hugging Face's names, in the order of the forward pass; and
+//! the names under which files may hold them.
 
-use bam_cluster::encoder::EncoderConfig;
+use crate::encoder::EncoderConfig;
+use crate::published::HEADS;
 
 /// One task's head: a dense layer from the pooled output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +39,17 @@ pub enum Init {
     Zero,
 }
 
+impl Init {
+    /// Whether the files of an encoder hold such a parameter, with a pooler or without.
+    pub fn is_stored(self, has_pooler: bool) -> bool {
+        match self {
+            Init::Pretrained => true,
+            Init::PretrainedPooler => has_pooler,
+            Init::TruncatedNormal | Init::Zero => false,
+        }
+    }
+}
+
 impl ParameterSpec {
     /// Number of values.
     pub fn len(&self) -> usize {
@@ -49,7 +62,7 @@ impl ParameterSpec {
     }
 
     /// Whether it is the weight of a dense layer of the encoder: the bulk of the model.
-    pub(super) fn is_encoder_weight(&self) -> bool {
+    pub fn is_encoder_weight(&self) -> bool {
         self.name.starts_with("bert.encoder.") && self.shape.len() == 2
     }
 
@@ -62,6 +75,25 @@ impl ParameterSpec {
 /// How many values the parameters of such a model have.
 pub fn parameter_count(config: &EncoderConfig, heads: &[Head]) -> usize {
     specs(config, heads).iter().map(ParameterSpec::len).sum()
+}
+
+/// The names under which a file may hold the parameter `name`, the best first: with `bert.` or without, of today or of
+/// TensorFlow's days (`gamma`, `beta`), and a head as the only one of its model.
+pub fn stored_names(name: &str) -> Vec<String> {
+    let bare = name.strip_prefix("bert.").unwrap_or(name);
+    let old = |n: &str| n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+    let mut names = vec![name.to_owned(), bare.to_owned(), old(name), old(bare), single_head_name(name)];
+    names.dedup();
+    names
+}
+
+/// The name of a parameter in a model of one task: its head is `classifier`, as in Hugging Face's
+/// `BertForSequenceClassification`.
+pub fn single_head_name(name: &str) -> String {
+    match name.strip_prefix(HEADS).and_then(|rest| rest.rsplit_once('.')) {
+        Some((_, part)) => format!("classifier.{part}"),
+        None => name.to_owned(),
+    }
 }
 
 /// All parameters of an encoder with `heads`.
