@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 use super::comparison::{Comparison, Line};
 use super::layout::{plain_table, scale};
 use super::predictions::{self, Predictions};
-use super::statistics::{RESAMPLES, bootstrap, holm, mann_whitney};
+use super::statistics::{RESAMPLES, bootstrap, holm, mann_whitney, mean_metric};
 
+/// Of the bootstrap's draws: the same answers have the same p in every report.
+const SEED: u64 = 1;
 /// Below this p a difference is said to be more than chance.
 const LEVEL: f64 = 0.05;
 
@@ -176,12 +178,9 @@ fn compare_on(against: &Line, tested: &Line, task: &str, metric: Metric) -> anyh
         tested.of.run.path().display()
     );
     let models = |all: &[Predictions]| all.iter().map(|p| p.answers.clone()).collect::<Vec<_>>();
-    let p = bootstrap(metric, &models(&a), &models(&b), &first.gold, 1);
-    let mean = |line: &Line| {
-        let scores = line.column.scores(task, metric).each;
-        scores.iter().sum::<f64>() / scores.len().max(1) as f64
-    };
-    Ok(Some((scale(metric).0 * (mean(tested) - mean(against)), p)))
+    let (a, b) = (models(&a), models(&b));
+    let difference = mean_metric(metric, &b, &first.gold) - mean_metric(metric, &a, &first.gold);
+    Ok(Some((scale(metric).0 * difference, bootstrap(metric, &a, &b, &first.gold, SEED))))
 }
 
 /// What all models of a line answered on a task.

@@ -23,7 +23,7 @@ pub fn median(values: &[f64]) -> Option<f64> {
 }
 
 /// Mean metric of several models' predictions for the same examples, as scores count.
-fn mean_metric(metric: Metric, models: &[Vec<f32>], labels: &[f32]) -> f64 {
+pub fn mean_metric(metric: Metric, models: &[Vec<f32>], labels: &[f32]) -> f64 {
     let value = |predictions: &Vec<f32>| {
         metrics::counted(metric, metrics::value(metric, predictions, labels)).unwrap_or_default()
     };

@@ -32,9 +32,13 @@ pub fn section(content: &Content) -> anyhow::Result<Markup> {
                 "In percent; of several models with different seeds the median and [lowest–highest]; " (ABOUT_AVERAGES) "."
             }
             @if content.with_published { p.hint { (ABOUT_PUBLISHED) } }
-            @for run in content.runs {
-                @for collapse in &run.results.collapsed {
-                    p.note { @if several { (run.results.name) ": " } (collapse.to_string()) }
+            @if content.runs.iter().any(|run| !run.results.collapsed.is_empty()) {
+                p.note {
+                    @for run in content.runs {
+                        @for collapse in &run.results.collapsed {
+                            @if several { (run.results.name) ": " } (collapse.to_string()) br;
+                        }
+                    }
                 }
             }
             @if several || content.with_published { (changed(content)) }
