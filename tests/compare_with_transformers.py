@@ -194,6 +194,7 @@ def main():
     run, examples = arguments.run, arguments.examples
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     print(f"transformers {transformers.__version__}, torch {torch.__version__}")
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     own = {task["name"]: task for task in config["data"]["tasks"] if isinstance(task, dict)}
