@@ -284,27 +284,24 @@ fn factor_is_sound(factor: f64) -> bool {
     factor > 0.0 && factor <= 1.0
 }
 
-/// Values to try, each of which is a training of its own.
+/// The values of a search. Those of `settings` that it takes the place of are never used.
 fn check_search(key: &str, settings: &TrainSettings) -> Checked {
     let Some(search) = &settings.search else { return Ok(()) };
-    let peak_is_sound = |rate: f64| {
+    let is_sound = |rate: f64| {
         let peak = TrainSettings { learning_rate: rate, ..settings.clone() }.peak_rate();
         rate > 0.0 && peak > 0.0 && peak.is_finite()
     };
-    let rates = (&search.learning_rate, "learning_rate", &peak_is_sound as &dyn Fn(f64) -> bool, "must be above 0");
-    let factors = (
-        &search.layerwise_decay,
-        "layerwise_decay",
-        &factor_is_sound as &dyn Fn(f64) -> bool,
-        "must be above 0 and at most 1",
-    );
-    for (values, name, is_sound, problem) in [rates, factors] {
-        let key = format!("{key}.search.{name}");
-        for (i, value) in values.iter().enumerate() {
-            require(is_sound(*value), &key, &format!("{value}: {problem}"))?;
-            let twice = "is there twice, which would be the same training twice";
-            require(!values[..i].contains(value), &key, &format!("{value} {twice}"))?;
-        }
+    check_values(&format!("{key}.search.learning_rate"), &search.learning_rate, is_sound, "must be above 0")?;
+    let (factors, problem) = (&search.layerwise_decay, "must be above 0 and at most 1");
+    check_values(&format!("{key}.search.layerwise_decay"), factors, factor_is_sound, problem)
+}
+
+/// Values to try, each of which is a training of its own.
+fn check_values(key: &str, values: &[f64], is_sound: impl Fn(f64) -> bool, problem: &str) -> Checked {
+    for (i, value) in values.iter().enumerate() {
+        require(is_sound(*value), key, &format!("{value}: {problem}"))?;
+        let twice = format!("{value} is there twice, which would be the same training twice");
+        require(!values[..i].contains(value), key, &twice)?;
     }
     Ok(())
 }
