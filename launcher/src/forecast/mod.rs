@@ -241,29 +241,19 @@ fn problems(project: &Project, layout: &Layout) -> Vec<String> {
     if let Some(single) = said.max().filter(|single| *single > layout.processes) {
         problems.push(format!("cluster.single_processes is {single}, but there are {} processes", layout.processes));
     }
-    let too_small = trainings(project).filter(|(stage, train)| {
-        let parts = match recipe.reproducible {
-            Reproducible::Processes => stage.ranks(&recipe.cluster),
-            Reproducible::WorldSize => recipe.virtual_shards,
-        };
-        train.settings.batch_size < parts
-    });
-    let (single, multi): (Vec<_>, Vec<_>) = too_small.partition(|(stage, _)| stage.tasks_learnt() == 1);
-    let names = |all: &[(&Stage, &TrainStage)]| match all {
-        [(one, _)] => format!("'{}'", one.name),
-        [(one, _), ..] => format!("'{}' and {} more", one.name, all.len() - 1),
-        [] => String::new(),
-    };
-    for (all, remedy) in [(single, "-o cluster.single_processes="), (multi, "fewer processes (-n), at most ")] {
-        if let Some((stage, train)) = all.first() {
-            let batch = train.settings.batch_size;
-            problems.push(format!(
-                "{}: a batch of {batch} examples cannot be shared by {} processes: use {remedy}{}, or a larger batch",
-                names(&all),
-                stage.ranks(&recipe.cluster),
-                largest_divisor(batch, batch.min(layout.processes) / 2),
-            ));
-        }
+    // What the recipe says of models of one task, and of virtual shards, was checked when it was read.
+    let too_small: Vec<_> =
+        trainings(project).filter(|(stage, train)| train.settings.batch_size < stage.ranks(&recipe.cluster)).collect();
+    if let [(stage, train), more @ ..] = &too_small[..] {
+        let batch = train.settings.batch_size;
+        let others = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        problems.push(format!(
+            "'{}'{others}: a batch of {batch} examples cannot be shared by {} processes: use fewer processes (-n), at most {}, or a \
+             larger batch",
+            stage.name,
+            stage.ranks(&recipe.cluster),
+            largest_divisor(batch, batch.min(layout.processes) / 2),
+        ));
     }
     problems
 }

@@ -190,7 +190,7 @@ impl Change {
     }
 
     /// For programs; `published` if it is asked for.
-    pub fn to_json(&self, comparison: &Comparison, with_published: bool) -> Value {
+    pub fn to_json(self, comparison: &Comparison, with_published: bool) -> Value {
         let tasks = comparison.tasks.iter().map(|(t, m)| (t.clone(), json!(self.of_task(comparison, t, *m))));
         let mut value = json!({
             "what": self.what.key(),

@@ -8,8 +8,10 @@ use super::starter_output::{Line, RankEnd};
 /// The ends of ranks that were ended because another one was.
 const CONSEQUENCES: [&str; 4] = ["Killed", "Terminated", "Exited with exit code 143", "Exited with exit code 137"];
 
-/// What Open MPI, in every rank, says if it was started in a way by which it cannot find the others.
-const LONELY: &str = "appears to have been direct launched using \"srun\"";
+/// What Open MPI, in every rank, says if it was started in a way by which it cannot find the others; and the line that its client
+/// of PMIx begins with, since `srun` may cut off what follows.
+const LONELY: [&str; 2] =
+    ["appears to have been direct launched using \"srun\"", "OPAL ERROR: Unreachable in file ext3x_client.c"];
 
 /// As C's `strsignal` calls them, but for Slurm's own `Out Of Memory`.
 const SIGNALS: [(&str, i32); 15] = [
@@ -48,7 +50,7 @@ fn labelled(line: &str) -> Option<Line<'_>> {
 
 /// Whether a rank's line says that its MPI cannot find the others.
 pub fn is_lonely(line: &str) -> bool {
-    line.contains(LONELY)
+    LONELY.iter().any(|words| line.contains(words))
 }
 
 /// Understands `srun`'s words.
@@ -236,6 +238,7 @@ srun: error: n1: task x: Killed";
     #[test]
     fn open_mpi_without_a_way_to_the_others_is_noticed() {
         assert!(is_lonely("The application appears to have been direct launched using \"srun\","));
+        assert!(is_lonely("[n1:00438] OPAL ERROR: Unreachable in file ext3x_client.c at line 112"));
         assert!(!is_lonely("launched using srun"));
     }
 }
