@@ -231,7 +231,7 @@ mod tests {
         assert_eq!(collapse(&classes, &[1.], &[1.]), "", "of one example nothing can be said");
         let small = Kind::Regression { min: 0., max: 0.001 };
         assert_eq!(collapse(&small, &[2e-4, 4e-4], &[1e-4, 5e-4]), "");
-        for alike in [[3e-4, 3e-4], [3e-4, 3.01e-4]] {
+        for alike in [[3e-4, 3e-4], [3e-4, 3.001e-4]] {
             assert!(collapse(&small, &alike, &[1e-4, 5e-4]).contains("nearly the same value"));
         }
         // Labels that are all the same make a correlation undefined, but no model collapsed.

@@ -42,8 +42,9 @@ pub struct TaskScores {
     pub spread: Option<f64>,
 }
 
-/// A regression whose predictions spread less than this has collapsed: they can explain no 2 % of the labels' variance.
-const LEAST_SPREAD: f64 = 0.01;
+/// A regression whose predictions spread less than this has collapsed. One that has just begun to learn may spread by half a
+/// hundredth and put examples into the right order for all that, which a correlation is about.
+const LEAST_SPREAD: f64 = 0.001;
 
 impl TaskScores {
     /// What a model that has collapsed does: it answers everything alike. None for any other, and where there are too few
