@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bam_cluster::config::{
-    Annealing, LayerwiseDecay, LossReduction, Mode, OptimizerKind, RateScaling, Recipe, RegressionOutput, Sampling,
+    Annealing, LossReduction, Mode, OptimizerKind, PerTask, RateScaling, Recipe, RegressionOutput, Sampling,
     SamplingMethod, TrainSettings, load,
 };
 
@@ -25,8 +25,8 @@ fn recipes() -> BTreeMap<String, Recipe> {
 fn settings(settings: &TrainSettings) -> (u64, usize, f64, Vec<f64>) {
     assert_eq!((settings.warmup, settings.weight_decay, settings.clip_norm), (0.1, 0.01, Some(1.0)));
     let factor = |s: &TrainSettings| match s.layerwise_decay {
-        LayerwiseDecay::All(factor) => factor,
-        LayerwiseDecay::ByTask(_) => panic!("a factor for each task"),
+        PerTask::All(factor) => factor,
+        PerTask::ByTask(_) => panic!("a factor for each task"),
     };
     let all = settings.candidates();
     assert!(all.iter().all(|s| s.peak_rate() == all[0].peak_rate()));

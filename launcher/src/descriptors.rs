@@ -32,8 +32,9 @@ pub enum DescriptorError {
     System(#[from] Errno),
 }
 
-/// Makes sure that a run on so many ranks, with at most so many stages at a time, does not run out of file descriptors: raises this program's own limit as far as
-/// needed and no further, since what it starts inherits the limit, and some programs close all descriptors that there may be.
+/// Makes sure that a run on so many ranks, with at most so many stages at a time, does not run out of file descriptors: raises
+/// this program's own limit as far as needed and no further, since what it starts inherits the limit, and some programs close
+/// all descriptors that there may be.
 ///
 /// # Errors
 /// The system does not allow as many as are needed.

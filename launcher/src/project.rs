@@ -14,7 +14,7 @@ use bam_cluster::config::{self, ConfigError, Override, PredictedSplit, Recipe};
 use bam_cluster::encoder::{Encoder, EncoderError};
 use bam_cluster::hub_cache::{HubCache, is_model_name};
 use bam_cluster::plan::{Plan, TaskSize};
-use bam_cluster::task::{self, Count, DataError, SUBMISSION, Selection, Sizes, SubmissionFile, Task};
+use bam_cluster::task::{self, Count, DataError, Selection, Sizes, SubmissionFile, Task};
 use bam_cluster::teacher::TaskModel;
 
 use crate::cli::RecipeArguments;
@@ -176,8 +176,7 @@ fn further_splits(recipe: &Recipe, task: &Task, warnings: &mut Vec<String>) -> R
     if recipe.predict.contains(&PredictedSplit::Test) && !has_test {
         warnings.push(format!("task '{}': test is not predicted, the task declares no test file", task.name));
     }
-    let is_namesake = SUBMISSION.iter().any(|file| file.task == task.name) && !recipe.is_glue(&task.name);
-    if recipe.predict.contains(&PredictedSplit::Test) && has_test && is_namesake {
+    if recipe.predict.contains(&PredictedSplit::Test) && has_test && recipe.is_namesake(&task.name) {
         let name = &task.name;
         warnings.push(format!("task '{name}' is the recipe's own, not GLUE's: bam submission leaves its answers out"));
     }

@@ -88,8 +88,8 @@ impl Session {
             _ => Place::choose(world.as_ref(), &recipe.cluster, &file.places)?,
         };
         control.send(&FromRank::Device { device: place.name() })?;
-        let is_training = |stage: &&Stage| matches!(stage.work, StageWork::Train(_));
-        let opens_training = plan.stages.iter().find(is_training).is_some_and(|first| first.name == stage);
+        let opens_training =
+            plan.stages.iter().find(|stage| stage.is_training()).is_some_and(|first| first.name == stage);
         let fence = Fence::of(&run, stage, file.incarnation);
         let tasks = recipe.tasks();
         let faults = Faults::of_rank(&[], world.rank(), control.clone());

@@ -12,7 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// A model directory that teaches a task: one that bam wrote, or Hugging Face's `BertForSequenceClassification`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct GivenTeacher {
-    /// The directory, with config.json, weights, and vocab.txt or tokenizer.json. A model of more tasks than the recipe has may teach those that it has.
+    /// The directory, with config.json, weights, and vocab.txt or tokenizer.json. A model of more tasks than the recipe has
+    /// may teach those that it has.
     pub path: PathBuf,
     /// Names of its outputs in their order, where its config.json has none or others than the task.
     pub labels: Option<Vec<String>>,
@@ -35,7 +36,8 @@ pub struct GivenTeachers(pub Vec<GivenTeacher>);
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "GivenTeacher")]
 struct Declared {
-    /// The directory, with config.json, weights, and vocab.txt or tokenizer.json. A model of more tasks than the recipe has may teach those that it has.
+    /// The directory, with config.json, weights, and vocab.txt or tokenizer.json. A model of more tasks than the recipe has
+    /// may teach those that it has.
     path: PathBuf,
     /// Names of its outputs in their order, where its config.json has none or others than the task.
     #[serde(default)]

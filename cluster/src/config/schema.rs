@@ -7,12 +7,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::given_teacher::GivenTeachers;
-use super::single_processes::SingleProcesses;
+use super::per_task::PerTask;
 use super::slurm::SlurmSection;
 use super::task_entry::TaskEntry;
 use super::train::TrainSection;
 use crate::digest;
-use crate::task::{Selection, Task, glue_task};
+use crate::task::{SUBMISSION, Selection, Task, glue_task};
 
 /// A whole recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -351,7 +351,7 @@ pub struct ClusterSection {
     /// How many of them train a model of one task, so that several such models are trained side by side, the longest
     /// first: a number, or one for each task (`{ mnli: 16, rte: 1, default: 4 }`); null: as many as have four examples of a
     /// batch each.
-    pub single_processes: Option<SingleProcesses>,
+    pub single_processes: Option<PerTask<usize>>,
     /// The hosts to start ranks on, each as `mpirun --host` takes it (`n1`, or `n1:4` for four ranks); none: this host, or
     /// those of the batch job that bam runs in.
     pub hosts: Vec<String>,
@@ -468,6 +468,11 @@ impl Recipe {
     /// Whether the task of that name is GLUE's, and not one of the recipe's own.
     pub fn is_glue(&self, task: &str) -> bool {
         self.data.tasks.iter().any(|entry| matches!(entry, TaskEntry::Glue(name) if name == task))
+    }
+
+    /// Whether a task of the recipe's own has the name of one whose answers GLUE's server takes.
+    pub fn is_namesake(&self, task: &str) -> bool {
+        SUBMISSION.iter().any(|file| file.task == task) && !self.is_glue(task)
     }
 
     /// Hash of all that decides what is learnt, in which numbers.

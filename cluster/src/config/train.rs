@@ -1,12 +1,11 @@
 //! The section `train` of a recipe: epochs, batches, rates and optimizers of each kind of training.
 
-use std::collections::BTreeMap;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::json_schema;
+use super::per_task::PerTask;
 use super::schema::Breadth;
 
 /// Settings of the kinds of training. They go by how many tasks a model learns, not by whether it teaches or learns.
@@ -57,7 +56,7 @@ pub struct TrainSettings {
     /// The batch size that `learning_rate` is meant for.
     pub rate_batch_size: usize,
     /// Factor between the rates of neighbouring layers; one number, or one for each task and `default`.
-    pub layerwise_decay: LayerwiseDecay,
+    pub layerwise_decay: PerTask<f64>,
     /// Share of the steps during which the learning rate rises.
     pub warmup: f64,
     /// Decoupled weight decay; LayerNorm and biases are spared.
@@ -100,11 +99,15 @@ impl TrainSettings {
             all = all.iter().flat_map(|s| search.learning_rate.iter().map(|r| with(s, *r))).collect();
         }
         if !search.layerwise_decay.is_empty() {
-            let with =
-                |s: &TrainSettings, factor| TrainSettings { layerwise_decay: LayerwiseDecay::All(factor), ..s.clone() };
+            let with = |s: &TrainSettings, factor| TrainSettings { layerwise_decay: PerTask::All(factor), ..s.clone() };
             all = all.iter().flat_map(|s| search.layerwise_decay.iter().map(|f| with(s, *f))).collect();
         }
         all
+    }
+
+    /// The layer-wise factor of a model that learns `tasks`.
+    pub fn factor(&self, tasks: &[String]) -> f64 {
+        self.layerwise_decay.of(tasks).unwrap_or(DEFAULT_LAYERWISE_DECAY)
     }
 
     /// Peak learning rate of these batches.
@@ -129,29 +132,6 @@ pub enum RateScaling {
     SquareRoot,
     /// In proportion (Goyal et al. 2017).
     Linear,
-}
-
-/// One layer-wise factor, or one for each task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum LayerwiseDecay {
-    /// The same for all.
-    All(f64),
-    /// By task name; `default` for the rest, and for a model of several tasks.
-    ByTask(BTreeMap<String, f64>),
-}
-
-impl LayerwiseDecay {
-    /// The factor for a model that learns `tasks`.
-    pub fn of(&self, tasks: &[String]) -> f64 {
-        match self {
-            LayerwiseDecay::All(factor) => *factor,
-            LayerwiseDecay::ByTask(factors) => {
-                let own = if let [only] = tasks { factors.get(only) } else { None };
-                own.or_else(|| factors.get("default")).copied().unwrap_or(DEFAULT_LAYERWISE_DECAY)
-            }
-        }
-    }
 }
 
 /// How gradients become steps. All have decoupled weight decay.
@@ -201,7 +181,7 @@ struct TrainSettingsInput {
     learning_rate: Option<f64>,
     rate_scaling: Option<RateScaling>,
     rate_batch_size: Option<usize>,
-    layerwise_decay: Option<LayerwiseDecay>,
+    layerwise_decay: Option<PerTask<f64>>,
     warmup: Option<f64>,
     weight_decay: Option<f64>,
     #[serde(deserialize_with = "said")]
@@ -225,7 +205,7 @@ impl TrainSettingsInput {
             learning_rate: self.learning_rate.unwrap_or(learning_rate),
             rate_scaling: self.rate_scaling.unwrap_or_default(),
             rate_batch_size: self.rate_batch_size.unwrap_or(batch_size),
-            layerwise_decay: self.layerwise_decay.unwrap_or(LayerwiseDecay::All(DEFAULT_LAYERWISE_DECAY)),
+            layerwise_decay: self.layerwise_decay.unwrap_or(PerTask::All(DEFAULT_LAYERWISE_DECAY)),
             warmup: self.warmup.unwrap_or(0.1),
             weight_decay: self.weight_decay.unwrap_or(0.01),
             clip_norm: self.clip_norm.unwrap_or(Some(1.0)),
@@ -267,15 +247,16 @@ mod tests {
 
     #[test]
     fn a_task_has_its_own_factor_and_a_model_of_several_the_default() {
-        let decay: LayerwiseDecay = serde_norway::from_str("{ rte: 1.0, cola: 0.8, default: 0.95 }").unwrap();
-        let of = |decay: &LayerwiseDecay, tasks: &[&str]| {
-            decay.of(&tasks.iter().map(|task| (*task).to_owned()).collect::<Vec<_>>())
+        let decay: PerTask<f64> = serde_norway::from_str("{ rte: 1.0, cola: 0.8, default: 0.95 }").unwrap();
+        let of = |decay: &PerTask<f64>, tasks: &[&str]| {
+            let settings = TrainSettings { layerwise_decay: decay.clone(), ..TrainSection::default().single };
+            settings.factor(&tasks.iter().map(|task| (*task).to_owned()).collect::<Vec<_>>())
         };
         assert_eq!([of(&decay, &["rte"]), of(&decay, &["cola"]), of(&decay, &["mnli"])], [1.0, 0.8, 0.95]);
         assert_eq!(of(&decay, &["rte", "cola"]), 0.95);
-        let without: LayerwiseDecay = serde_norway::from_str("{ rte: 1.0 }").unwrap();
+        let without: PerTask<f64> = serde_norway::from_str("{ rte: 1.0 }").unwrap();
         assert_eq!([of(&without, &["rte"]), of(&without, &["cola"])], [1.0, 0.9]);
-        assert_eq!(of(&LayerwiseDecay::All(0.7), &["rte"]), 0.7);
+        assert_eq!(of(&PerTask::All(0.7), &["rte"]), 0.7);
     }
 
     #[test]
@@ -292,12 +273,12 @@ mod tests {
     fn a_search_tries_every_combination() {
         let read = |text: &str| serde_norway::from_str::<TrainSection>(text).unwrap().single.candidates();
         assert_eq!(read("{}").len(), 1);
-        let tried: Vec<(f64, LayerwiseDecay, bool)> =
+        let tried: Vec<(f64, PerTask<f64>, bool)> =
             read("single: { search: { learning_rate: [5.0e-5, 3.0e-5], layerwise_decay: [1.0, 0.9] } }")
                 .into_iter()
                 .map(|s| (s.learning_rate, s.layerwise_decay, s.search.is_none()))
                 .collect();
-        let all = LayerwiseDecay::All;
+        let all = PerTask::All;
         let expected = [(5e-5, all(1.0), true), (5e-5, all(0.9), true), (3e-5, all(1.0), true), (3e-5, all(0.9), true)];
         assert_eq!(tried, expected);
         assert_eq!(read("single: { search: { learning_rate: [2.0e-5] } }")[0].layerwise_decay, all(0.9));

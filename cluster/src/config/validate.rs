@@ -3,13 +3,13 @@
 use std::collections::HashSet;
 
 use super::error::{ConfigError, nearest};
+use super::per_task::PerTask;
 use super::schema::{
     Annealing, Breadth, DeviceKind, Launcher, Precision, Recipe, Reproducible, Sampling, SamplingMethod,
 };
-use super::single_processes::SingleProcesses;
 use super::slurm;
 use super::task_entry::{OwnTask, TaskEntry, TaskType};
-use super::train::{LayerwiseDecay, TrainSettings};
+use super::train::TrainSettings;
 use crate::task::GLUE_NAMES;
 
 type Checked = Result<(), ConfigError>;
@@ -59,7 +59,11 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
     require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be at least 1")?;
     let processes = recipe.cluster.processes;
     require((1..=MOST_PROCESSES).contains(&processes), "cluster.processes", "must be at least 1 and at most 65536")?;
-    check_single_processes(recipe)?;
+    if let Some(said) = &recipe.cluster.single_processes {
+        let fits = |ranks| (1..=processes).contains(&ranks);
+        let problem = "must be at least 1 and at most cluster.processes";
+        check_per_task(recipe, "cluster.single_processes", said, fits, problem)?;
+    }
     check_hosts(&recipe.cluster.hosts)?;
     let names_hosts = recipe.cluster.launcher == Launcher::Srun && !recipe.cluster.hosts.is_empty();
     let problem = "is for mpirun; srun (cluster.launcher) starts ranks on the nodes of its job";
@@ -80,18 +84,6 @@ fn require(condition: bool, key: &str, problem: &str) -> Checked {
 }
 
 /// They become one argument of `mpirun`.
-fn check_single_processes(recipe: &Recipe) -> Checked {
-    let known: Vec<&str> = recipe.data.tasks.iter().map(TaskEntry::name).chain(["default"]).collect();
-    for (task, ranks) in recipe.cluster.single_processes.iter().flat_map(SingleProcesses::said) {
-        let key = task.map_or_else(String::new, |task| format!(".{task}"));
-        let key = format!("cluster.single_processes{key}");
-        task.map_or(Ok(()), |task| check_known(task, &key, &known))?;
-        let fits = (1..=recipe.cluster.processes).contains(&ranks);
-        require(fits, &key, "must be at least 1 and at most cluster.processes")?;
-    }
-    Ok(())
-}
-
 fn check_hosts(hosts: &[String]) -> Checked {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     for (i, entry) in hosts.iter().enumerate() {
@@ -266,18 +258,25 @@ fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Check
     require(clips, &at("clip_norm"), "must be above 0, or null for none")?;
     require((0.0..1.0).contains(&settings.warmup), &at("warmup"), "is a share of the steps: at least 0 and below 1")?;
     require((0.0..1.0).contains(&settings.weight_decay), &at("weight_decay"), "must be at least 0 and below 1")?;
-    match &settings.layerwise_decay {
-        LayerwiseDecay::All(f) => require(factor_is_sound(*f), &at("layerwise_decay"), "must be above 0 and at most 1"),
-        LayerwiseDecay::ByTask(factors) => {
-            let known: Vec<&str> = recipe.data.tasks.iter().map(TaskEntry::name).chain(["default"]).collect();
-            for (task, f) in factors {
-                let key = at(&format!("layerwise_decay.{task}"));
-                check_known(task, &key, &known)?;
-                require(factor_is_sound(*f), &key, "must be above 0 and at most 1")?;
-            }
-            Ok(())
-        }
+    let (factors, problem) = (&settings.layerwise_decay, "must be above 0 and at most 1");
+    check_per_task(recipe, &at("layerwise_decay"), factors, factor_is_sound, problem)
+}
+
+/// One value, or one for each of some tasks, which the recipe has to have.
+fn check_per_task<T: Copy>(
+    recipe: &Recipe,
+    key: &str,
+    values: &PerTask<T>,
+    is_sound: impl Fn(T) -> bool,
+    problem: &str,
+) -> Checked {
+    let known: Vec<&str> = recipe.data.tasks.iter().map(TaskEntry::name).chain(["default"]).collect();
+    for (task, value) in values.said() {
+        let key = task.map_or_else(|| key.to_owned(), |task| format!("{key}.{task}"));
+        task.map_or(Ok(()), |task| check_known(task, &key, &known))?;
+        require(is_sound(value), &key, problem)?;
     }
+    Ok(())
 }
 
 fn factor_is_sound(factor: f64) -> bool {

@@ -1,7 +1,8 @@
 //! Values of a recipe that change nothing in its mode: no mistake, and perhaps not what their author thinks.
 
+use super::per_task::PerTask;
 use super::schema::{Annealing, Breadth, Distill, Recipe, Sampling, SamplingMethod};
-use super::train::{LayerwiseDecay, RateScaling, TrainSection};
+use super::train::{RateScaling, TrainSection};
 
 impl Recipe {
     /// A sentence on each value that is not the default and has no effect.
@@ -39,7 +40,7 @@ fn training(recipe: &Recipe) -> Vec<String> {
     if !mode.trains(Breadth::Single) && train.single.search.is_some() {
         found.push(idle("train.single.search", "this mode trains no model of one task"));
     }
-    if let LayerwiseDecay::ByTask(factors) = &train.multi.layerwise_decay {
+    if let PerTask::ByTask(factors) = &train.multi.layerwise_decay {
         let names: Vec<&str> = factors.keys().map(String::as_str).filter(|name| *name != "default").collect();
         if mode.trains(Breadth::Multi) && recipe.data.tasks.len() > 1 && !names.is_empty() {
             let key = format!("train.multi.layerwise_decay of {}", names.join(", "));

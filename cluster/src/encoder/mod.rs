@@ -136,10 +136,7 @@ impl Encoder {
     /// # Errors
     /// A tensor is missing, or has another shape or kind.
     pub fn check_weights(&self) -> Result<(), WeightsError> {
-        match self.headers()? {
-            Some(headers) => headers.check_encoder(&self.config),
-            None => Ok(()),
-        }
+        self.weights.headers()?.map_or(Ok(()), |headers| headers.check_encoder(&self.config))
     }
 
     /// The same of a model with this head.
@@ -147,14 +144,7 @@ impl Encoder {
     /// # Errors
     /// As for [`Encoder::check_weights`].
     pub fn check_model(&self, head: Head) -> Result<(), WeightsError> {
-        match self.headers()? {
-            Some(headers) => headers.check_model(&self.config, head),
-            None => Ok(()),
-        }
-    }
-
-    fn headers(&self) -> Result<Option<TensorHeaders>, WeightsError> {
-        self.weights.headers().map_err(|EncoderError { path, problem }| WeightsError::Io { path, problem })
+        self.weights.headers()?.map_or(Ok(()), |headers| headers.check_model(&self.config, head))
     }
 
     /// Its vocabulary.

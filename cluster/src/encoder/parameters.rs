@@ -3,6 +3,7 @@
 
 use crate::encoder::EncoderConfig;
 use crate::published::HEADS;
+use crate::task::Task;
 
 /// One task's head: a dense layer from the pooled output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +12,13 @@ pub struct Head {
     pub task: String,
     /// Classes, or 1 for regression.
     pub outputs: usize,
+}
+
+impl Head {
+    /// The head that answers a task.
+    pub fn of(task: &Task) -> Head {
+        Head { task: task.name.clone(), outputs: task.kind.outputs() }
+    }
 }
 
 /// One parameter tensor.

@@ -68,6 +68,12 @@ pub enum WeightsError {
     },
 }
 
+impl From<EncoderError> for WeightsError {
+    fn from(EncoderError { path, problem }: EncoderError) -> Self {
+        WeightsError::Io { path, problem }
+    }
+}
+
 /// What a model of a task must have beyond its encoder.
 fn head_advice(name: &str) -> &'static str {
     let of_task = name.starts_with(crate::published::HEADS) || name.starts_with("bert.pooler.");

@@ -192,7 +192,7 @@ impl Trial<'_> {
         // Trial k of seed s is what a run with seed s + k − 1 trains.
         let seed = recipe.seed.wrapping_add(self.number - 1);
         TrainStage {
-            layerwise_decay: settings.layerwise_decay.of(&tasks),
+            layerwise_decay: settings.factor(&tasks),
             tasks,
             sizes: counts,
             steps_per_epoch,

@@ -152,9 +152,9 @@ impl Stage {
         }
     }
 
-    /// How many tasks it trains a model of; 0 if it trains none.
-    pub fn tasks_learnt(&self) -> usize {
-        if let StageWork::Train(train) = &self.work { train.tasks.len() } else { 0 }
+    /// Whether it trains a model.
+    pub fn is_training(&self) -> bool {
+        matches!(self.work, StageWork::Train(_))
     }
 
     /// How many ranks it has. A choice needs none.

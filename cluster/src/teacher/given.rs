@@ -79,7 +79,7 @@ impl TaskModel {
     /// # Errors
     /// A tensor is missing, or has another shape or kind.
     pub fn check_weights(&self, task: &Task) -> Result<(), WeightsError> {
-        self.encoder.check_model(Head { task: task.name.clone(), outputs: task.kind.outputs() })
+        self.encoder.check_model(Head::of(task))
     }
 }
 

@@ -60,14 +60,7 @@ impl Slots {
 
     /// Where so many ranks are that have everything to themselves: from the first node on.
     pub fn all(&self, ranks: usize) -> Seats {
-        let (mut on, mut left) = (vec![], ranks);
-        for node in &self.nodes {
-            on.push(left.min(node.slots));
-            left -= left.min(node.slots);
-            if left == 0 {
-                break;
-            }
-        }
+        let (on, _) = spread(&self.nodes, ranks);
         Seats { first: 0, ranks: on, of: self.nodes.len(), places: vec![] }
     }
 
@@ -90,15 +83,8 @@ impl Slots {
             return Some(Seats { first, ranks: vec![ranks], of, places });
         }
         let whole = |first: usize| {
-            let (mut on, mut left) = (vec![], ranks);
-            for node in self.nodes[first..].iter().take_while(|node| node.taken.is_empty()) {
-                on.push(left.min(node.slots));
-                left -= left.min(node.slots);
-                if left == 0 {
-                    return Some(Seats { first, ranks: on, of, places: vec![] });
-                }
-            }
-            None
+            let (on, left) = spread(self.nodes[first..].iter().take_while(|node| node.taken.is_empty()), ranks);
+            (left == 0).then_some(Seats { first, ranks: on, of, places: vec![] })
         };
         (0..of).find_map(whole)
     }
@@ -126,6 +112,19 @@ impl Slots {
         };
         nodes.map(|node| (node, of_node(node))).collect()
     }
+}
+
+/// So many ranks on nodes that they fill one after the other: how many are on each, and how many find no place.
+fn spread<'a>(nodes: impl IntoIterator<Item = &'a Node>, ranks: usize) -> (Vec<usize>, usize) {
+    let (mut on, mut left) = (vec![], ranks);
+    for node in nodes {
+        if left == 0 {
+            break;
+        }
+        on.push(left.min(node.slots));
+        left -= left.min(node.slots);
+    }
+    (on, left)
 }
 
 #[cfg(test)]

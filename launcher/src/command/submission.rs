@@ -164,8 +164,8 @@ fn pack(arguments: &SubmissionArguments) -> anyhow::Result<Packed> {
 
 /// Tasks of the recipe's own that have GLUE's names, as a further line of an error.
 fn own_namesakes(recipe: &Recipe) -> String {
-    let is_namesake = |name: &&str| SUBMISSION.iter().any(|file| file.task == *name) && !recipe.is_glue(name);
-    let names: Vec<&str> = recipe.data.tasks.iter().map(|entry| entry.name()).filter(is_namesake).collect();
+    let all = recipe.data.tasks.iter().map(|entry| entry.name());
+    let names: Vec<&str> = all.filter(|name| recipe.is_namesake(name)).collect();
     if names.is_empty() {
         return String::new();
     }

@@ -9,7 +9,7 @@ mod pace;
 mod remaining;
 mod spread;
 
-use bam_cluster::config::{FEW_EXAMPLES, Precision, Reproducible, SingleProcesses, SlurmSection};
+use bam_cluster::config::{FEW_EXAMPLES, Precision, Reproducible, SlurmSection};
 use bam_cluster::encoder::EncoderConfig;
 use bam_cluster::plan::{Stage, StageWork, TrainStage};
 use bam_cluster::task::Task;
@@ -237,8 +237,7 @@ fn problems(project: &Project, layout: &Layout) -> Vec<String> {
             layout.processes.next_power_of_two()
         ));
     }
-    let said = recipe.cluster.single_processes.iter().flat_map(SingleProcesses::said).map(|(_, ranks)| ranks);
-    if let Some(single) = said.max().filter(|single| *single > layout.processes) {
+    if let Some(single) = recipe.cluster.most_single_processes().filter(|single| *single > layout.processes) {
         problems.push(format!("cluster.single_processes is {single}, but there are {} processes", layout.processes));
     }
     // What the recipe says of models of one task, and of virtual shards, was checked when it was read.

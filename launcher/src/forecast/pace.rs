@@ -80,7 +80,7 @@ impl Pace {
             return None;
         }
         let newest = |stage: &&Stage| fs::metadata(run.metrics(&stage.name)).and_then(|m| m.modified()).ok();
-        let stage = plan.stages.iter().filter(|stage| stage.tasks_learnt() > 0).max_by_key(newest)?;
+        let stage = plan.stages.iter().filter(|stage| stage.is_training()).max_by_key(newest)?;
         let steps = progress::recent_steps(&run.metrics(&stage.name));
         let ranks = stage.ranks(&theirs.cluster);
         let operations_per_second = Pace::of_steps(&steps, ranks, shape)?;

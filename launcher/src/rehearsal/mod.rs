@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use bam_cluster::checkpoint::State;
 use bam_cluster::fault::{Act, Fault, Point};
-use bam_cluster::plan::{Plan, StageWork};
+use bam_cluster::plan::Plan;
 use bam_cluster::run_dir::RunDir;
 use bam_cluster::{digest, exit_code, files};
 use nix::sys::signal::Signal;
@@ -188,7 +188,7 @@ impl Rehearsal {
     fn ending(&self, run: &RunDir) -> anyhow::Result<Ending> {
         let (mut weights, mut receipts) = (BTreeMap::new(), BTreeMap::new());
         for stage in &self.plan.stages {
-            if !matches!(stage.work, StageWork::Train(_)) {
+            if !stage.is_training() {
                 continue;
             }
             let path = run.model(&stage.name).join("model.safetensors");

@@ -95,7 +95,7 @@ fn lacks_sampling(recipe: &Recipe) -> bool {
 /// Whether all layers of these models have the same rate, whatever the task.
 fn is_flat(settings: &TrainSettings, recipe: &Recipe) -> bool {
     let tasks: Vec<String> = recipe.tasks().into_iter().map(|task| task.name).collect();
-    let factor = |tasks: &[String]| settings.layerwise_decay.of(tasks);
+    let factor = |tasks: &[String]| settings.factor(tasks);
     factor(&tasks) == 1.0 && tasks.iter().all(|task| factor(std::slice::from_ref(task)) == 1.0)
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use bam_cluster::config::{Recipe, SingleProcesses};
+use bam_cluster::config::Recipe;
 use bam_cluster::exit_code::STOPPED_AT_CHECKPOINT;
 use bam_cluster::run_dir::RunDir;
 
@@ -200,8 +200,7 @@ impl BatchScript<'_> {
         words.extend(["--run-dir".to_owned(), "\"$run\"".to_owned()]);
         let tasks = self.resources()?.tasks;
         words.extend(["-n".to_owned(), tasks.to_string()]);
-        let said = self.recipe.cluster.single_processes.iter().flat_map(SingleProcesses::said);
-        if said.map(|(_, ranks)| ranks).any(|ranks| ranks > tasks) {
+        if self.recipe.cluster.most_single_processes().is_some_and(|most| most > tasks) {
             words.extend(["-o".to_owned(), format!("cluster.single_processes={tasks}")]);
         }
         words.extend(["-o".to_owned(), format!("checkpoint.lead={}", slurm.lead)]);

@@ -67,8 +67,7 @@ fn check_weights(session: &Session) -> Result<()> {
         for teacher in recipe.distill.teachers.get(&task.name).into_iter().flat_map(|given| &given.0) {
             session.activity.progress();
             let found = TaskModel::inspect(teacher, task, encoder, recipe.model.max_length)?.encoder;
-            let head = Head { task: task.name.clone(), outputs: task.kind.outputs() };
-            look(&found.weights)?.check_model(&found.config, head)?;
+            look(&found.weights)?.check_model(&found.config, Head::of(task))?;
         }
     }
     Ok(())

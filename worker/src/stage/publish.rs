@@ -83,7 +83,7 @@ pub(super) fn check_sum(session: &Session, stage: &str, sum: &str) -> Result<()>
 /// # Errors
 /// A file is damaged.
 pub(super) fn load(session: &Session, found: &TaskModel, task: &Task) -> Result<Box<dyn Scorer>> {
-    let head = Head { task: task.name.clone(), outputs: task.kind.outputs() };
+    let head = Head::of(task);
     let mut model = Bert::new(found.encoder.config.clone(), vec![head]);
     read_model(&found.encoder.weights, model.parameters_mut())?;
     Ok(match session.place.needs_device_engine() {

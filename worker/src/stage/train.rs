@@ -107,7 +107,7 @@ fn learner(
     data: &[TrainTask],
     config: EncoderConfig,
 ) -> Result<Box<dyn Learner>> {
-    let heads: Vec<Head> = tasks.iter().map(|t| Head { task: t.name.clone(), outputs: t.kind.outputs() }).collect();
+    let heads: Vec<Head> = tasks.iter().map(|task| Head::of(task)).collect();
     let (world, recipe, layers) = (session.world.as_ref(), &session.recipe, config.num_hidden_layers);
     let settings = &stage.settings;
     let spans = |p: &Parameters| spans(p.specs(), p.ranges(), layers, stage.layerwise_decay, settings.weight_decay);

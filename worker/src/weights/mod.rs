@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use bam_cluster::encoder::{EncoderError, TensorHeader, TensorHeaders, Weights};
+use bam_cluster::encoder::{TensorHeader, TensorHeaders, Weights};
 use safetensors::tensor::{Dtype, SafeTensors};
 
 pub use bam_cluster::encoder::WeightsError;
@@ -73,8 +73,7 @@ pub struct WeightStore {
 /// # Errors
 /// A file is missing or damaged, or a pickle asks for more than tensors.
 pub fn look(weights: &Weights) -> Result<TensorHeaders, WeightsError> {
-    let io = |EncoderError { path, problem }| WeightsError::Io { path, problem };
-    match weights.headers().map_err(io)? {
+    match weights.headers()? {
         Some(headers) => Ok(headers),
         None => Ok(WeightStore::open(weights)?.headers),
     }

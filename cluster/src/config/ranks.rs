@@ -1,49 +1,22 @@
 //! How many ranks train a model of one task.
 
-use std::collections::BTreeMap;
-
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
+use super::per_task::PerTask;
 use super::schema::ClusterSection;
 
 /// With fewer examples of a batch, a rank mostly waits for the others.
 pub const FEW_EXAMPLES: usize = 4;
 
-/// One number of ranks, or one for each task.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum SingleProcesses {
-    /// The same for all.
-    All(usize),
-    /// By task name; `default` for the rest.
-    ByTask(BTreeMap<String, usize>),
-}
-
-impl SingleProcesses {
-    /// What is said of a model of this task.
-    pub fn of(&self, task: &str) -> Option<usize> {
-        match self {
-            SingleProcesses::All(ranks) => Some(*ranks),
-            SingleProcesses::ByTask(ranks) => ranks.get(task).or_else(|| ranks.get("default")).copied(),
-        }
-    }
-
-    /// All that is said, each with the task that it is said of, if it is one.
-    pub fn said(&self) -> Vec<(Option<&str>, usize)> {
-        match self {
-            SingleProcesses::All(ranks) => vec![(None, *ranks)],
-            SingleProcesses::ByTask(ranks) => ranks.iter().map(|(task, n)| (Some(task.as_str()), *n)).collect(),
-        }
-    }
-}
-
 impl ClusterSection {
     /// Ranks that train a model of this task in batches of so many examples: as many as the recipe says; else as many as have
     /// [four](FEW_EXAMPLES) of them each, so that on many ranks several models are trained side by side.
     pub fn single_ranks(&self, task: &str, batch_size: usize) -> usize {
-        let said = self.single_processes.as_ref().and_then(|said| said.of(task));
+        let said = self.single_processes.as_ref().and_then(|said| said.of(&[task]));
         said.unwrap_or_else(|| self.processes.min((batch_size / FEW_EXAMPLES).max(1)))
+    }
+
+    /// The largest number of ranks that the recipe says of a model of one task.
+    pub fn most_single_processes(&self) -> Option<usize> {
+        self.single_processes.iter().flat_map(PerTask::said).map(|(_, ranks)| ranks).max()
     }
 }
 
