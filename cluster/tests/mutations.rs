@@ -332,7 +332,8 @@ fn a_damaged_encoder_is_an_error_or_an_encoder() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let config = "{ \"vocab_size\": 8, \"hidden_size\": 4, \"num_hidden_layers\": 1, \"num_attention_heads\": 2,\n  \
-                  \"intermediate_size\": 8, \"max_position_embeddings\": 40 }\n";
+                  \"intermediate_size\": 8, \"max_position_embeddings\": 40, \"hidden_dropout_prob\": 0.1,\n  \
+                  \"layer_norm_eps\": 1e-12 }\n";
     let header = r#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
     let weights = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8]].concat();
     let tokenizer = r#"{"added_tokens":[{"id":0,"content":"[PAD]","special":true}],"normalizer":{"type":"BertNormalizer",
@@ -361,7 +362,10 @@ fn a_damaged_encoder_is_an_error_or_an_encoder() {
             };
             replace(&at(name), damaged);
             if let Ok(encoder) = Encoder::inspect(directory.path(), Some(1), 32) {
-                assert!(encoder.config.num_attention_heads > 0 && encoder.config.max_position_embeddings >= 32);
+                let config = &encoder.config;
+                assert!(config.num_attention_heads > 0 && config.max_position_embeddings >= 32);
+                assert!((0.0..1.0).contains(&config.hidden_dropout_prob), "{}", config.hidden_dropout_prob);
+                assert!(config.layer_norm_eps > 0.0 && config.layer_norm_eps.is_finite(), "{}", config.layer_norm_eps);
                 assert_eq!(encoder.vocabulary().unwrap().special_ids().unwrap().len(), 4);
                 assert!(encoder.check_weights().is_err(), "it has one tensor of two numbers");
                 let _ = (encoder.normalizing(), encoder.vocabulary_sha256());

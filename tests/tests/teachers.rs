@@ -148,20 +148,21 @@ fn change_tensors(model: &Path, keep: impl Fn(&str, &mut Vec<usize>) -> bool) {
 }
 
 #[test]
-fn a_teacher_that_does_not_fit_is_refused_before_anything_starts() {
+fn a_teacher_that_does_not_fit_is_refused_before_anything_is_trained() {
     let (place, recipe) = workplace();
     let refused = |directory: &str, code: i32, words: &[&str]| {
         let recipe =
             Recipe { name: "no".into(), distill: format!("teachers: {{ cola: {directory} }}"), ..recipe.clone() };
         place.recipe("no.yaml", &recipe);
-        place.bam(["run", "no.yaml"]).finish().expect_error(code, words);
+        place.bam(["run", "no.yaml"]).finish().expect_error(code, words)
     };
     let cola = model(&place, "cola");
     let copy = |name: &str| {
         Run::new(&cola).copy_to(&place.at(name));
         place.at(name)
     };
-    refused("nowhere", 3, &["nowhere/config.json", "No such file"]);
+    refused("nowhere", 3, &["nowhere/config.json", "No such file", "distill.teachers.cola must be a directory"]);
+    refused("runs/own/stages/single-cola", 3, &["there is a model in", "stages/single-cola/model"]);
     refused("runs/own/stages/single-stsb/model", 3, &["no head for task 'cola'"]);
     let other = copy("other-vocabulary");
     fs::write(
@@ -197,11 +198,26 @@ fn a_teacher_that_does_not_fit_is_refused_before_anything_starts() {
         true
     });
     refused("narrow", 3, &["'bert.pooler.dense.bias' has shape [16], but the model needs [32]"]);
+    let fewer = copy("fewer-layers");
+    let config = fs::read_to_string(fewer.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["num_hidden_layers"] = json!(1);
+    fs::write(fewer.join("config.json"), config.to_string()).unwrap();
+    refused("fewer-layers", 3, &["tensors of 2 layers", "num_hidden_layers in config.json is 1"]);
     let mut unknown = recipe.clone();
     unknown.distill = "teachers: { rte: x }".into();
     place.recipe("unknown.yaml", &unknown);
     place.bam(["plan", "unknown.yaml"]).finish().expect_error(2, &["distill.teachers.rte", "cola, stsb"]);
     assert!(!place.at("runs/no").exists());
+    // Numbers are looked at by the first stage, once.
+    let damaged = copy("damaged").join("model.safetensors");
+    let mut bytes = fs::read(&damaged).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(damaged, bytes).unwrap();
+    let done = refused("damaged", 3, &["damaged/model.safetensors: tensor '", "holds NaN", "fetch or export it again"]);
+    assert!(!format!("{done}").contains("restart"), "{done}");
+    assert_eq!(Run::new(place.at("runs/no")).stages(), ["prepare"]);
 }
 
 #[test]

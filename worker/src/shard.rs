@@ -28,12 +28,10 @@ pub enum ShardError {
     },
     /// The teacher's answer is no number.
     #[error(
-        "{path}: the teacher of task '{task}' answers example {id} with {value}\n  its training has diverged: remove the \
-         teacher's stage and train it with a smaller learning rate"
+        "the teacher of task '{task}' answers example {id} with {value}\n  its training has diverged: lower the learning rate or \
+         lengthen the warm-up, under another name (-o name=…)"
     )]
     NotFinite {
-        /// The shard.
-        path: PathBuf,
         /// The task.
         task: String,
         /// Which example.
@@ -59,7 +57,7 @@ pub fn write_shard(path: &Path, provenance: &Provenance, ids: &[u64], logits: &[
     }
     if let Some(i) = logits.iter().position(|l| !l.is_finite()) {
         let (task, id, value) = (provenance.task.clone(), ids[i / classes], logits[i]);
-        return Err(ShardError::NotFinite { path: path.to_owned(), task, id, value });
+        return Err(ShardError::NotFinite { task, id, value });
     }
     let too_large = |_| WriteError { path: path.to_owned(), problem: "an example id is too large".to_owned() };
     let stored: Vec<i64> = ids.iter().map(|&id| i64::try_from(id)).collect::<Result<_, _>>().map_err(too_large)?;

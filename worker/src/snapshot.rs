@@ -18,12 +18,13 @@ use crate::weights::{WeightStore, WeightsError};
 /// whether it has one.
 ///
 /// # Errors
-/// The files are damaged, or lack a tensor of the right shape.
+/// The files are damaged, lack a tensor of the right shape, or hold numbers that are not finite.
 pub fn read_encoder(weights: &Weights, parameters: &mut Parameters) -> Result<bool, WeightsError> {
     let store = WeightStore::open(weights)?;
     let has_pooler = store.headers().has_pooler();
     let (specs, ranges) = (parameters.specs().to_vec(), parameters.ranges().to_vec());
-    read(&store, &specs, &ranges, parameters.values_mut(), |init| init.is_stored(has_pooler))?;
+    let finite = |names: &[String], shape: &[i64], into: &mut [f32]| store.read_finite(names, shape, into);
+    read(finite, &specs, &ranges, parameters.values_mut(), |init| init.is_stored(has_pooler))?;
     Ok(has_pooler)
 }
 
@@ -47,18 +48,31 @@ pub fn read_values(
     ranges: &[Range<usize>],
     values: &mut [f32],
 ) -> Result<(), WeightsError> {
-    read(&WeightStore::open(weights)?, specs, ranges, values, |_| true)
+    let store = WeightStore::open(weights)?;
+    read(|names, shape, into| store.read(names, shape, into), specs, ranges, values, |_| true)
 }
 
+/// As [`read_model`], of a model that is asked and not trained, which others may have made.
+///
+/// # Errors
+/// As [`read_model`]; or numbers are not finite.
+pub fn read_finite_model(weights: &Weights, parameters: &mut Parameters) -> Result<(), WeightsError> {
+    let (specs, ranges) = (parameters.specs().to_vec(), parameters.ranges().to_vec());
+    let store = WeightStore::open(weights)?;
+    let finite = |names: &[String], shape: &[i64], into: &mut [f32]| store.read_finite(names, shape, into);
+    read(finite, &specs, &ranges, parameters.values_mut(), |_| true)
+}
+
+/// Reads parameter by parameter with `tensor`, which is given names, shape and where the numbers go.
 fn read(
-    store: &WeightStore,
+    tensor: impl Fn(&[String], &[i64], &mut [f32]) -> Result<(), WeightsError>,
     specs: &[ParameterSpec],
     ranges: &[Range<usize>],
     values: &mut [f32],
     wanted: impl Fn(Init) -> bool,
 ) -> Result<(), WeightsError> {
     for (spec, range) in specs.iter().zip(ranges).filter(|(spec, _)| wanted(spec.init)) {
-        store.read(&stored_names(&spec.name), &spec.shape, &mut values[range.clone()])?;
+        tensor(&stored_names(&spec.name), &spec.shape, &mut values[range.clone()])?;
     }
     Ok(())
 }
@@ -220,6 +234,25 @@ mod tests {
         assert_eq!(p.values_mut(), [1.5, -2.0, 7.0, 4.0, 5.0]);
         let missing = read_model(&one_file(&path), &mut p).unwrap_err();
         assert!(matches!(missing, WeightsError::Missing { .. }), "{missing}");
+    }
+
+    #[test]
+    fn what_others_made_is_finite_and_a_checkpoint_is_read_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.safetensors");
+        let mut p = parameters();
+        let (specs, ranges) = (p.specs().to_vec(), p.ranges().to_vec());
+        // The head's, which an encoder does not need.
+        p.values_mut()[4] = f32::NAN;
+        write_values(&path, &specs, &ranges, p.values_mut(), true).unwrap();
+        read_model(&one_file(&path), &mut parameters()).unwrap();
+        read_encoder(&one_file(&path), &mut parameters()).unwrap();
+        let refused = read_finite_model(&one_file(&path), &mut parameters()).unwrap_err();
+        assert!(matches!(&refused, WeightsError::NotFinite { name, .. } if name == "classifier.weight"), "{refused}");
+        p.values_mut()[0] = f32::INFINITY;
+        write_values(&path, &specs, &ranges, p.values_mut(), true).unwrap();
+        let refused = read_encoder(&one_file(&path), &mut parameters()).unwrap_err().to_string();
+        assert!(refused.contains("tensor 'bert.embeddings.LayerNorm.weight' holds inf"), "{refused}");
     }
 
     #[test]

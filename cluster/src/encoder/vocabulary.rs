@@ -1,5 +1,5 @@
 //! An encoder's vocabulary: its tokens in the order of their ids, from `vocab.txt`, or from `tokenizer.json` where that is all
-//! there is (transformers 5 saves no `vocab.txt`).
+//! there is (transformers 5 saves no `vocab.txt`). Where both are there, they have to say the same.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -30,24 +30,29 @@ impl Vocabulary {
     /// Reads the vocabulary of a model directory.
     ///
     /// # Errors
-    /// There is none, it is no WordPiece vocabulary, or an id has no token or two.
+    /// There is none, it is no WordPiece vocabulary, an id has no token or two, or two files contradict one another.
     pub fn read(directory: &Path) -> Result<Vocabulary, EncoderError> {
         let (plain, whole) = (directory.join(VOCABULARY), directory.join(TOKENIZER));
-        let unreadable =
-            |path: &PathBuf, e: std::io::Error| EncoderError { path: path.clone(), problem: e.to_string() };
-        if plain.exists() || !whole.exists() {
-            let text = fs::read_to_string(&plain).map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => EncoderError { path: plain.clone(), problem: nothing_there() },
-                _ => unreadable(&plain, e),
-            })?;
-            let tokens = text.lines().map(|line| line.trim_end().to_owned()).collect();
-            return Ok(Vocabulary { path: plain, tokens });
+        let refuse = |path: &Path, problem: String| EncoderError { path: path.to_owned(), problem };
+        let of_whole = || {
+            let json = fs::read(&whole).map_err(|e| refuse(&whole, e.to_string()))?;
+            of_tokenizer(&json).map_err(|problem| refuse(&whole, problem))
+        };
+        if !plain.exists() && whole.exists() {
+            let tokens = of_whole()?;
+            return Ok(Vocabulary { path: whole, tokens });
         }
-        let json = fs::read(&whole).map_err(|e| unreadable(&whole, e))?;
-        match of_tokenizer(&json) {
-            Ok(tokens) => Ok(Vocabulary { path: whole, tokens }),
-            Err(problem) => Err(EncoderError { path: whole, problem }),
+        let text = fs::read_to_string(&plain).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => refuse(&plain, nothing_there()),
+            _ => refuse(&plain, e.to_string()),
+        })?;
+        let tokens: Vec<String> = text.lines().map(|line| line.trim_end().to_owned()).collect();
+        if whole.exists()
+            && let Some(difference) = difference(&of_whole()?, &tokens)
+        {
+            return Err(refuse(&whole, difference));
         }
+        Ok(Vocabulary { path: plain, tokens })
     }
 
     /// The vocabulary as the text of `vocab.txt`.
@@ -107,6 +112,30 @@ fn nothing_there() -> String {
      that this one was made from, or have transformers write them: \
      AutoTokenizer.from_pretrained(MODEL).save_pretrained(DIRECTORY)"
         .to_owned()
+}
+
+/// The first token in which a `tokenizer.json` differs from the `vocab.txt` beside it, as a sentence about the first.
+fn difference(whole: &[String], plain: &[String]) -> Option<String> {
+    // White space at a line's end is no part of a token in vocab.txt.
+    let differ = |(whole, plain): (&String, &String)| whole.trim_end() != plain;
+    let said = match whole.iter().zip(plain).position(differ) {
+        Some(id) => {
+            let token = &whole[id];
+            match plain.iter().position(|other| other == token) {
+                Some(other) => format!("{token} is token {id} here, but {other} in {VOCABULARY}"),
+                None => format!("token {id} is '{token}' here, but '{}' in {VOCABULARY}", plain[id]),
+            }
+        }
+        None if whole.len() == plain.len() => return None,
+        None => {
+            let (here, there) = (whole.len(), plain.len());
+            let more = if here > there { &whole[there] } else { &plain[here] };
+            format!(
+                "there are {here} tokens here, but {there} in {VOCABULARY}; the first that is in one alone is '{more}'"
+            )
+        }
+    };
+    Some(format!("{said}\n  take both files from the encoder's own model, or remove the one that is not from there"))
 }
 
 /// The part of `tokenizer.json` that is a vocabulary.
@@ -203,5 +232,32 @@ mod tests {
         let plain = Vocabulary::read(dir.path()).unwrap();
         assert!(plain.path.ends_with(VOCABULARY));
         assert_eq!(plain.tokens, whole.tokens);
+    }
+
+    #[test]
+    fn files_that_disagree_are_refused_with_the_first_token_that_differs() {
+        let dir = tempfile::tempdir().unwrap();
+        let json = json!({ "model": { "type": "WordPiece", "vocab": { "[PAD]": 0, "a": 1, "b": 2, " \u{2028}": 3 } } });
+        fs::write(dir.path().join(TOKENIZER), json.to_string()).unwrap();
+        let beside = |plain: &str| {
+            fs::write(dir.path().join(VOCABULARY), plain).unwrap();
+            Vocabulary::read(dir.path()).map_err(|error| error.to_string())
+        };
+        assert_eq!(beside("[PAD]\na\nb\n \u{2028}\n").unwrap().tokens.len(), 4);
+        for (plain, expected) in [
+            ("[PAD]\nb\na\n\n", "a is token 1 here, but 2 in vocab.txt"),
+            ("[PAD]\na\nx\n\n", "token 2 is 'b' here, but 'x' in vocab.txt"),
+            ("[PAD]\na\n", "there are 4 tokens here, but 2 in vocab.txt; the first that is in one alone is 'b'"),
+            (
+                "[PAD]\na\nb\n\nc\n",
+                "there are 4 tokens here, but 5 in vocab.txt; the first that is in one alone is 'c'",
+            ),
+        ] {
+            let message = beside(plain).unwrap_err();
+            assert!(message.contains(TOKENIZER) && message.contains(expected), "{message}");
+        }
+        // Neither is one that cannot be understood: it is what cuts the texts.
+        fs::write(dir.path().join(TOKENIZER), "{").unwrap();
+        assert!(beside("[PAD]\na\nb\n\n").unwrap_err().contains("is not a tokenizer"));
     }
 }

@@ -66,6 +66,32 @@ pub enum WeightsError {
         /// The tensor.
         name: String,
     },
+    /// A tensor holds NaN or an infinity.
+    #[error(
+        "{path}: tensor '{name}' holds {value}, with which nothing can be computed\n  the file is damaged, or of a training \
+         that diverged: fetch or export it again, or choose another model"
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The first such value.
+        value: f32,
+    },
+    /// There are more layers than there should be.
+    #[error(
+        "{path}: there are tensors of {found} layers, but num_hidden_layers in config.json is {said}\n  take config.json and the \
+         weights from the same model; an encoder is cut to fewer layers by model.layers in the recipe"
+    )]
+    Layers {
+        /// The file.
+        path: PathBuf,
+        /// Layers up to the last of which there is a tensor.
+        found: usize,
+        /// As config.json has it.
+        said: usize,
+    },
 }
 
 impl From<EncoderError> for WeightsError {
@@ -126,30 +152,53 @@ impl TensorHeaders {
         stored_names("bert.pooler.dense.weight").iter().any(|name| self.tensors.contains_key(name))
     }
 
-    /// Proves that an encoder of this shape can start from these weights.
+    /// Proves that there are tensors of no more encoder layers than `layers`.
+    ///
+    /// # Errors
+    /// There are.
+    pub(super) fn check_layers(&self, layers: usize) -> Result<(), WeightsError> {
+        let last = self.tensors.keys().filter_map(|name| layer_of(name)).max();
+        match last.map_or(0, |last| last.saturating_add(1)) {
+            found if found > layers => Err(WeightsError::Layers { path: self.path.clone(), found, said: layers }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The names of the tensors that an encoder of this shape starts from.
     ///
     /// # Errors
     /// A tensor is missing, or has another shape or kind.
-    pub fn check_encoder(&self, config: &EncoderConfig) -> Result<(), WeightsError> {
+    pub(super) fn of_encoder(&self, config: &EncoderConfig) -> Result<Vec<&str>, WeightsError> {
         let has_pooler = self.has_pooler();
-        self.check(config, &[], |init| init.is_stored(has_pooler))
+        self.names(config, &[], |init| init.is_stored(has_pooler))
     }
 
-    /// Proves that a model with this head is in these weights.
+    /// The names of the tensors that a model with this head consists of.
     ///
     /// # Errors
     /// A tensor is missing, or has another shape or kind.
-    pub fn check_model(&self, config: &EncoderConfig, head: Head) -> Result<(), WeightsError> {
-        self.check(config, &[head], |_| true)
+    pub(super) fn of_model(&self, config: &EncoderConfig, head: Head) -> Result<Vec<&str>, WeightsError> {
+        self.names(config, &[head], |_| true)
     }
 
-    fn check(&self, config: &EncoderConfig, heads: &[Head], wanted: impl Fn(Init) -> bool) -> Result<(), WeightsError> {
+    fn names(
+        &self,
+        config: &EncoderConfig,
+        heads: &[Head],
+        wanted: impl Fn(Init) -> bool,
+    ) -> Result<Vec<&str>, WeightsError> {
         // Of a config that claims millions of layers, the first that is missing is enough.
         let num_hidden_layers = config.num_hidden_layers.min(self.tensors.len() + 1);
         let specs = specs(&EncoderConfig { num_hidden_layers, ..config.clone() }, heads);
-        let mut wanted = specs.iter().filter(|spec| wanted(spec.init));
-        wanted.try_for_each(|spec| self.find(&stored_names(&spec.name), &spec.shape).map(drop))
+        let wanted = specs.iter().filter(|spec| wanted(spec.init));
+        wanted.map(|spec| self.find(&stored_names(&spec.name), &spec.shape)).collect()
     }
+}
+
+/// Which of the encoder's layers, from 0 on, a tensor is of.
+fn layer_of(name: &str) -> Option<usize> {
+    let bare = name.strip_prefix("bert.").unwrap_or(name);
+    bare.strip_prefix("encoder.layer.")?.split('.').next()?.parse().ok()
 }
 
 impl Weights {
@@ -158,15 +207,17 @@ impl Weights {
     /// # Errors
     /// There are none, or they are cut short.
     pub fn find(directory: &Path) -> Result<Weights, EncoderError> {
-        let (whole, index, pickle) = (
-            directory.join("model.safetensors"),
-            directory.join("model.safetensors.index.json"),
-            directory.join("pytorch_model.bin"),
-        );
+        let [whole, index, pickle, pickles] =
+            ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"]
+                .map(|name| directory.join(name));
         let weights = if !whole.exists() && index.exists() {
             Weights::Safetensors(shards(&index)?)
         } else if !whole.exists() && pickle.exists() {
             Weights::Pickle(pickle)
+        } else if !whole.exists() && pickles.exists() {
+            let problem = "of weights in several files, safetensors alone are read\n  save the model again with transformers' \
+                           save_pretrained, which writes them (before 4.35, with safe_serialization=True)";
+            return Err(EncoderError { path: pickles, problem: problem.to_owned() });
         } else {
             Weights::Safetensors(vec![whole])
         };
@@ -209,11 +260,24 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, EncoderError> {
     let Index { weight_map } =
         serde_json::from_slice(&bytes).map_err(|e| refuse(format!("is not an index of safetensors shards: {e}")))?;
     let names: BTreeSet<String> = weight_map.into_values().collect();
+    if names.is_empty() {
+        return Err(refuse("names no file: its weight_map is empty\n  fetch or copy it again".to_owned()));
+    }
     let beside = |name: String| match Path::new(&name).file_name() {
-        Some(file) if file == name.as_str() => Ok(index.with_file_name(file)),
+        Some(file) if file == name.as_str() => there(index, index.with_file_name(file)),
         _ => Err(refuse(format!("names the file '{name}', which is not beside it"))),
     };
     names.into_iter().map(beside).collect()
+}
+
+/// A shard that an index names, if it is there.
+fn there(index: &Path, shard: PathBuf) -> Result<PathBuf, EncoderError> {
+    if shard.exists() {
+        return Ok(shard);
+    }
+    let index = index.file_name().unwrap_or_default().to_string_lossy();
+    let problem = format!("is not there, and {index} names it\n  copy or fetch it again");
+    Err(EncoderError { path: shard, problem })
 }
 
 /// The header of a safetensors file, whose length has to be what that promises.
@@ -275,23 +339,41 @@ mod tests {
     fn a_model_without_a_head_or_of_another_shape_is_refused_by_its_header() {
         let head = |outputs| Head { task: "rte".into(), outputs };
         let whole = headers();
-        whole.check_model(&config(), head(2)).unwrap();
-        whole.check_encoder(&config()).unwrap();
-        let classes = whole.check_model(&config(), head(3)).unwrap_err().to_string();
+        whole.of_model(&config(), head(2)).unwrap();
+        whole.of_encoder(&config()).unwrap();
+        let classes = whole.of_model(&config(), head(3)).unwrap_err().to_string();
         assert!(classes.contains("'classifier.weight' has shape [2, 4], but the model needs [3, 4]"), "{classes}");
         let without = |start: &str| {
             let mut headers = headers();
             headers.tensors.retain(|name, _| !name.starts_with(start));
             headers
         };
-        let missing = without("classifier.").check_model(&config(), head(2)).unwrap_err().to_string();
+        let missing = without("classifier.").of_model(&config(), head(2)).unwrap_err().to_string();
         assert!(missing.contains("classifiers.rte.weight") && missing.contains("is this one fine-tuned?"), "{missing}");
-        assert!(without("bert.pooler").check_model(&config(), head(2)).is_err());
-        without("bert.pooler").check_encoder(&config()).unwrap();
-        let layer = without("bert.encoder.layer.0.output.dense.bias").check_encoder(&config()).unwrap_err();
+        assert!(without("bert.pooler").of_model(&config(), head(2)).is_err());
+        without("bert.pooler").of_encoder(&config()).unwrap();
+        let layer = without("bert.encoder.layer.0.output.dense.bias").of_encoder(&config()).unwrap_err();
         assert!(matches!(&layer, WeightsError::Missing { name, .. } if name.ends_with("output.dense.bias")), "{layer}");
+        assert!(whole.of_encoder(&config()).unwrap().iter().all(|name| whole.tensors.contains_key(*name)));
         let mut integers = headers();
         integers.tensors.values_mut().for_each(|tensor| tensor.is_float = false);
-        assert!(matches!(integers.check_encoder(&config()), Err(WeightsError::Kind { .. })));
+        assert!(matches!(integers.of_encoder(&config()), Err(WeightsError::Kind { .. })));
+    }
+
+    #[test]
+    fn more_layers_than_the_config_says_are_refused() {
+        headers().check_layers(1).unwrap();
+        let cut = headers().check_layers(0).unwrap_err().to_string();
+        assert!(cut.contains("tensors of 1 layers") && cut.contains("num_hidden_layers in config.json is 0"), "{cut}");
+        // Without `bert.`, and of other parts of a model.
+        let named = |name: &str| {
+            let mut headers = headers();
+            headers.tensors.insert(name.to_owned(), TensorHeader { shape: vec![1], is_float: true });
+            headers.check_layers(1)
+        };
+        assert!(matches!(named("encoder.layer.11.output.dense.bias"), Err(WeightsError::Layers { found: 12, .. })));
+        for other in ["cls.predictions.bias", "decoder.layer.7.x", "encoder.layer.x.y", "encoder.layer."] {
+            named(other).unwrap();
+        }
     }
 }

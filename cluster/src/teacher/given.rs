@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::config::{GivenTeacher, RegressionOutput};
-use crate::encoder::{Encoder, EncoderError, Head, WeightsError};
+use crate::encoder::{Encoder, EncoderError, Head, WeightsError, one_below};
 use crate::published::heads_of;
 use crate::task::{Kind, Task};
 
@@ -43,11 +43,18 @@ impl TaskModel {
         student: &Encoder,
         max_length: usize,
     ) -> Result<TaskModel, EncoderError> {
-        let encoder = Encoder::inspect(&teacher.path, None, max_length)?;
-        check_tokens(&encoder, student)?;
         let path = teacher.path.join("config.json");
         let refuse = |problem: String| EncoderError { path: path.clone(), problem };
-        let bytes = fs::read(&path).map_err(|e| refuse(e.to_string()))?;
+        let bytes = fs::read(&path).map_err(|e| {
+            refuse(format!(
+                "{e}{}\n  each of distill.teachers.{} must be a directory with config.json, weights, and vocab.txt or \
+                 tokenizer.json",
+                one_below(&teacher.path),
+                task.name
+            ))
+        })?;
+        let encoder = Encoder::inspect(&teacher.path, None, max_length)?;
+        check_tokens(&encoder, student)?;
         let config: Value = serde_json::from_slice(&bytes).map_err(|e| refuse(e.to_string()))?;
         let (labels, scale) = match heads_of(&config) {
             Ok(heads) => {
@@ -65,7 +72,10 @@ impl TaskModel {
                 }
                 (head.labels.clone(), Scale::Unit(head.output.unwrap_or_default()))
             }
-            Err(_) => (labels_of(&config), Scale::Own),
+            Err(_) => {
+                check_problem(&config, task).map_err(refuse)?;
+                (labels_of(&config), Scale::Own)
+            }
         };
         let labels = teacher.labels.clone().unwrap_or(labels);
         let columns = columns(&labels, task).map_err(|problem| {
@@ -77,7 +87,7 @@ impl TaskModel {
     /// Proves by names and shapes that its weights are those of such a model, as far as that is known without reading a pickle.
     ///
     /// # Errors
-    /// A tensor is missing, or has another shape or kind.
+    /// A tensor is missing, or has another shape or kind, or there are more layers than config.json says.
     pub fn check_weights(&self, task: &Task) -> Result<(), WeightsError> {
         self.encoder.check_model(Head::of(task))
     }
@@ -103,6 +113,23 @@ fn check_tokens(teacher: &Encoder, student: &Encoder) -> Result<(), EncoderError
             student.directory.display()
         );
         return Err(EncoderError { path: teacher.directory.clone(), problem });
+    }
+    Ok(())
+}
+
+/// Refuses a head that Hugging Face's config says was trained for another kind of problem; the error is a sentence.
+fn check_problem(config: &Value, task: &Task) -> Result<(), String> {
+    let said = config.get("problem_type").and_then(Value::as_str).unwrap_or_default();
+    let (own, contradicts) = match task.kind {
+        Kind::Classification { .. } => ("one class of several", said == "regression"),
+        Kind::Regression { .. } => ("a score", said == "single_label_classification"),
+    };
+    if contradicts || said == "multi_label_classification" {
+        return Err(format!(
+            "problem_type is '{said}', but what task '{}' asks for is {own}\n  choose a teacher that was fine-tuned for such a \
+             task; if it was, and the word is wrong, remove problem_type there",
+            task.name
+        ));
     }
     Ok(())
 }
@@ -200,6 +227,45 @@ mod tests {
     }
 
     #[test]
+    fn a_head_for_another_kind_of_problem_is_refused() {
+        let labels = json!({ "0": "entailment", "1": "not_entailment" });
+        let of = |task: &str, labels: &Value, problem: Value| {
+            inspect(task, &json!({ "id2label": labels, "problem_type": problem }), None).map_err(|e| e.to_string())
+        };
+        let one = json!({ "0": "LABEL_0" });
+        of("rte", &labels, json!("single_label_classification")).unwrap();
+        of("rte", &labels, Value::Null).unwrap();
+        of("stsb", &one, json!("regression")).unwrap();
+        for (task, labels, problem) in [
+            ("rte", &labels, "regression"),
+            ("rte", &labels, "multi_label_classification"),
+            ("stsb", &one, "single_label_classification"),
+            ("stsb", &one, "multi_label_classification"),
+        ] {
+            let message = of(task, labels, json!(problem)).unwrap_err();
+            assert!(message.contains(&format!("problem_type is '{problem}', but what task '{task}'")), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_none_is_refused_as_a_teacher() {
+        let dir = directory(&json!({}));
+        let student = Encoder::inspect(dir.path(), None, 32).unwrap();
+        let task = glue_task("rte", Path::new("g")).unwrap();
+        let missing = |path: &Path| {
+            let teacher = GivenTeacher { path: path.to_owned(), labels: None };
+            TaskModel::inspect(&teacher, &task, &student, 32).unwrap_err().to_string()
+        };
+        let nowhere = missing(&dir.path().join("nowhere"));
+        assert!(nowhere.contains("each of distill.teachers.rte must be a directory"), "{nowhere}");
+        let stage = tempfile::tempdir().unwrap();
+        fs::create_dir(stage.path().join("model")).unwrap();
+        fs::copy(dir.path().join("config.json"), stage.path().join("model/config.json")).unwrap();
+        let above = missing(stage.path());
+        assert!(above.contains(&format!("there is a model in {}/model", stage.path().display())), "{above}");
+    }
+
+    #[test]
     fn a_head_of_a_task_that_the_recipe_does_not_have_does_no_harm() {
         let head = |task: &str| PublishedHead::of(&glue_task(task, Path::new("g")).unwrap(), RegressionOutput::Sigmoid);
         let mut both = json!({});
@@ -232,6 +298,7 @@ mod tests {
         let error = inspect().unwrap_err().to_string();
         assert!(error.contains("cased, accents kept") && error.contains("lower case, accents dropped"), "{error}");
         fs::remove_file(cased).unwrap();
+        fs::remove_file(other.path().join("tokenizer.json")).unwrap();
         fs::write(other.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\nd\nc\nb\na\n").unwrap();
         let error = inspect().unwrap_err().to_string();
         assert!(error.contains("another vocabulary"), "{error}");

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use bam_cluster::config::{GivenTeacher, RegressionOutput};
+use bam_cluster::encoder::EncoderError;
 use bam_cluster::plan::{LogitsStage, Teacher};
 use bam_cluster::protocol::{FromRank, Outcome};
 use bam_cluster::stage_record::Sums;
@@ -18,7 +19,7 @@ use super::train::read_tokens;
 use crate::data::TokenSet;
 use crate::eval::{deal, outputs};
 use crate::session::Session;
-use crate::shard::{read_logits, write_shard};
+use crate::shard::{ShardError, read_logits, write_shard};
 
 pub(super) fn run(session: &Session, stage: &LogitsStage) -> Result<Outcome> {
     session.activity.phase("teacher logits");
@@ -148,7 +149,8 @@ fn publish_shards(
     let target = session.run.logits(&teacher.name, &teacher.task);
     let aside = aside::directory(&target, session.fence.incarnation());
     fs::create_dir_all(&aside).with_context(|| aside.display().to_string())?;
-    let own = write_shard(&aside.join(shard_name(rank, size)), provenance, ids, logits)?;
+    let own = write_shard(&aside.join(shard_name(rank, size)), provenance, ids, logits);
+    let own = own.map_err(|error| blame(error, teacher))?;
     session.faults.wrote();
     let all = session.world.all_gather("shards", &serde_json::to_vec(&own)?)?;
     let mut sum = String::new();
@@ -160,6 +162,18 @@ fn publish_shards(
     }
     let sum = session.world.broadcast("manifest", 0, sum.into_bytes())?;
     Ok(String::from_utf8(sum)?)
+}
+
+/// No training of this run has made a given teacher's answers what they are: it is that directory which cannot be used.
+fn blame(error: ShardError, teacher: &Teacher) -> anyhow::Error {
+    let (ShardError::NotFinite { task, id, value }, Some(given)) = (&error, &teacher.given) else {
+        return error.into();
+    };
+    let problem = format!(
+        "this teacher of task '{task}' answers example {id} with {value}, although its weights are finite\n  choose another \
+         one in distill.teachers.{task}"
+    );
+    EncoderError { path: given.path.clone(), problem }.into()
 }
 
 /// Writes the manifest, reads everything back as a student would, and only then gives the directory its name.
@@ -214,5 +228,19 @@ mod tests {
         assert!((unit(before(sigmoid, 0.3), Scale::Unit(sigmoid), 0.0, 5.0) - 0.3).abs() < 1e-6);
         assert!(before(sigmoid, unit(5.5, Scale::Own, 0.0, 5.0)).is_finite());
         assert_eq!(unit(0.25, Scale::Unit(linear), 0.0, 5.0), 0.25);
+    }
+
+    #[test]
+    fn an_answer_that_is_no_number_is_the_fault_of_the_directory_or_of_the_training() {
+        let of = |given: Option<GivenTeacher>| {
+            let teacher = Teacher { task: "rte".into(), name: "t".into(), logits: "logits".into(), given };
+            blame(ShardError::NotFinite { task: "rte".into(), id: 9, value: f32::NAN }, &teacher)
+        };
+        let given = of(Some(GivenTeacher { path: "/teachers/a".into(), labels: None }));
+        assert!(given.is::<EncoderError>());
+        assert!(given.to_string().starts_with("/teachers/a: this teacher of task 'rte' answers example 9 with NaN"));
+        assert!(!given.to_string().contains("training"), "{given}");
+        let own = of(None);
+        assert!(own.is::<ShardError>() && own.to_string().contains("its training has diverged"), "{own}");
     }
 }

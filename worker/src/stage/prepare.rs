@@ -11,7 +11,7 @@ use bam_cluster::teacher::TaskModel;
 
 use crate::data::{Progress, Tokenizer, prepare_task};
 use crate::session::Session;
-use crate::weights::look;
+use crate::weights::WeightStore;
 
 pub(super) fn run(session: &Session) -> Result<Outcome> {
     if session.is_first() {
@@ -59,15 +59,19 @@ pub(super) fn run(session: &Session) -> Result<Outcome> {
 }
 
 /// Looks at the weights of the encoder and of every given teacher. The launcher has seen what safetensors say of themselves;
-/// what is in a pickle, only the worker knows.
+/// what is in a pickle, and whether the numbers are finite, only the worker knows.
 fn check_weights(session: &Session) -> Result<()> {
     let (recipe, encoder) = (&session.recipe, &session.encoder);
-    look(&encoder.weights)?.check_encoder(&encoder.config)?;
+    let store = WeightStore::open(&encoder.weights)?;
+    store.check_finite(&encoder.tensors(store.headers())?)?;
+    // One model in memory is enough.
+    drop(store);
     for task in &session.tasks {
         for teacher in recipe.distill.teachers.get(&task.name).into_iter().flat_map(|given| &given.0) {
             session.activity.progress();
             let found = TaskModel::inspect(teacher, task, encoder, recipe.model.max_length)?.encoder;
-            look(&found.weights)?.check_model(&found.config, Head::of(task))?;
+            let store = WeightStore::open(&found.weights)?;
+            store.check_finite(&found.model_tensors(store.headers(), Head::of(task))?)?;
         }
     }
     Ok(())

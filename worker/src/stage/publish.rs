@@ -14,7 +14,7 @@ use crate::device::DeviceBert;
 use crate::eval::Scorer;
 use crate::model::{Bert, Head};
 use crate::session::Session;
-use crate::snapshot::{read_model, write_values};
+use crate::snapshot::{read_finite_model, write_values};
 use crate::train::Learner;
 
 const WEIGHTS: &str = "model.safetensors";
@@ -81,11 +81,11 @@ pub(super) fn check_sum(session: &Session, stage: &str, sum: &str) -> Result<()>
 /// Reads a model with the one head of `task` and brings it to where this rank computes.
 ///
 /// # Errors
-/// A file is damaged.
+/// A file is damaged, or holds numbers that are not finite.
 pub(super) fn load(session: &Session, found: &TaskModel, task: &Task) -> Result<Box<dyn Scorer>> {
     let head = Head::of(task);
     let mut model = Bert::new(found.encoder.config.clone(), vec![head]);
-    read_model(&found.encoder.weights, model.parameters_mut())?;
+    read_finite_model(&found.encoder.weights, model.parameters_mut())?;
     Ok(match session.place.needs_device_engine() {
         true => Box::new(DeviceBert::new(&mut model, session.place)),
         false => Box::new(model),

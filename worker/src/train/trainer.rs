@@ -33,7 +33,7 @@ pub struct Trainer {
     next_step: u64,
     store: Store,
     saver: Saver,
-    /// Optimizer steps in the newest checkpoint.
+    /// Optimizer steps in the newest checkpoint, known to every rank; 0 if there is none.
     saved: u64,
     /// What the last step is credited with, and what all ranks can do in a second, in floating-point operations.
     operations: f64,
@@ -43,12 +43,20 @@ pub struct Trainer {
 /// The gradient is not finite any more.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "training has diverged in step {step}: {what}\n  the last checkpoint is from before and is kept; lower the learning \
-     rate or lengthen the warm-up, under another name (-o name=…)"
+    "training has diverged in step {step}: {what}\n  {}lower the learning rate or lengthen the warm-up, under another name \
+     (-o name=…)",
+    kept(*saved)
 )]
 pub struct Diverged {
     step: u64,
     what: String,
+    /// Optimizer steps in the newest checkpoint; 0 if there is none.
+    saved: u64,
+}
+
+/// What is left of a training that diverged.
+fn kept(saved: u64) -> String {
+    if saved == 0 { String::new() } else { format!("the checkpoint of step {saved} is from before and is kept; ") }
 }
 
 /// One of the parts into which a global batch is cut, whatever rank it is for.
@@ -269,7 +277,7 @@ impl Trainer {
             let all = world.all_gather("examples that diverged", &serde_json::to_vec(&own)?)?;
             let all: Vec<Vec<(String, u64)>> =
                 all.iter().map(|b| serde_json::from_slice(b)).collect::<Result<_, _>>()?;
-            return Err(Diverged { step, what: name_diverged(all.concat()) }.into());
+            return Err(Diverged { step, what: name_diverged(all.concat()), saved: self.saved }.into());
         }
         let scale = self.stage.settings.clip_norm.map_or(1.0, |limit| clip_scale(norm, limit));
         self.learner.update(scale, rate, step)
@@ -293,10 +301,13 @@ impl Trainer {
         if let Some(rank) = receipts.iter().position(|r| r != &receipts[0]) {
             bail!("rank {rank} has seen other examples than rank 0 up to step {}", self.next_step);
         }
-        if !session.is_first() || self.saved == self.next_step {
+        if self.saved == self.next_step {
             return Ok(());
         }
         self.saved = self.next_step;
+        if !session.is_first() {
+            return Ok(());
+        }
         let state = State {
             step: self.next_step,
             receipt: self.receipt.clone(),
@@ -397,5 +408,12 @@ mod tests {
         let many: Vec<(&str, u64)> = (0..9).map(|i| ("rte", i)).collect();
         assert!(of(&many).ends_with("examples 0, 1, 2, 3, 4 and 4 more"));
         assert!(of(&[]).contains("although all losses are"));
+    }
+
+    #[test]
+    fn a_checkpoint_is_spoken_of_if_there_is_one() {
+        let said = |saved| Diverged { step: 7, what: "x".into(), saved }.to_string();
+        assert!(said(6).contains("the checkpoint of step 6 is from before and is kept; lower"), "{}", said(6));
+        assert!(!said(0).contains("checkpoint") && said(0).contains("\n  lower the learning rate"), "{}", said(0));
     }
 }

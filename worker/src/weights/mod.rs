@@ -4,7 +4,7 @@ mod pickle;
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bam_cluster::encoder::{TensorHeader, TensorHeaders, Weights};
 use safetensors::tensor::{Dtype, SafeTensors};
@@ -62,21 +62,10 @@ struct Stored {
 /// The tensors of a model, by name.
 #[derive(Debug)]
 pub struct WeightStore {
+    weights: Weights,
     headers: TensorHeaders,
     tensors: HashMap<String, Stored>,
     buffers: Vec<Vec<u8>>,
-}
-
-/// Names and shapes of a model's tensors: of safetensors from the headers alone; a pickle is looked through whole, and refused
-/// if it holds anything but tensors.
-///
-/// # Errors
-/// A file is missing or damaged, or a pickle asks for more than tensors.
-pub fn look(weights: &Weights) -> Result<TensorHeaders, WeightsError> {
-    match weights.headers()? {
-        Some(headers) => Ok(headers),
-        None => Ok(WeightStore::open(weights)?.headers),
-    }
 }
 
 impl WeightStore {
@@ -101,7 +90,7 @@ impl WeightStore {
         };
         let path = weights.files().first().cloned().unwrap_or_default();
         let headers = TensorHeaders::new(path, tensors.iter().map(header).collect());
-        Ok(WeightStore { headers, tensors, buffers })
+        Ok(WeightStore { weights: weights.clone(), headers, tensors, buffers })
     }
 
     /// Names and shapes of the tensors.
@@ -114,9 +103,49 @@ impl WeightStore {
     /// # Errors
     /// There is none, or it has another shape or holds no floating-point numbers.
     pub fn read(&self, names: &[String], shape: &[i64], into: &mut [f32]) -> Result<(), WeightsError> {
+        self.copy(names, shape, into).map(drop)
+    }
+
+    /// The same of a model that others may have made, whose numbers have to be finite.
+    ///
+    /// # Errors
+    /// As [`WeightStore::read`]; or one of the numbers is NaN or an infinity.
+    pub fn read_finite(&self, names: &[String], shape: &[i64], into: &mut [f32]) -> Result<(), WeightsError> {
+        let name = self.copy(names, shape, into)?;
+        self.refuse_not_finite(name, into)
+    }
+
+    /// Proves that these tensors, whose names are among those of [`WeightStore::headers`], hold finite numbers alone.
+    ///
+    /// # Errors
+    /// One of them does not.
+    pub fn check_finite(&self, names: &[&str]) -> Result<(), WeightsError> {
+        names.iter().try_for_each(|name| self.refuse_not_finite(name, &self.values(&self.tensors[*name])))
+    }
+
+    fn refuse_not_finite(&self, name: &str, values: &[f32]) -> Result<(), WeightsError> {
+        match values.iter().find(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(&value) => {
+                let path = self.file(&self.tensors[name]).clone();
+                Err(WeightsError::NotFinite { path, name: name.to_owned(), value })
+            }
+        }
+    }
+
+    /// The file that a tensor is from.
+    fn file(&self, tensor: &Stored) -> &PathBuf {
+        match &self.weights {
+            Weights::Safetensors(files) => &files[tensor.buffer],
+            Weights::Pickle(file) => file,
+        }
+    }
+
+    /// Copies a tensor's numbers; returns the name under which it is stored.
+    fn copy(&self, names: &[String], shape: &[i64], into: &mut [f32]) -> Result<&str, WeightsError> {
         let name = self.headers.find(names, shape)?;
         into.copy_from_slice(&self.values(&self.tensors[name]));
-        Ok(())
+        Ok(name)
     }
 
     /// A tensor's numbers in row-major order; none if they are no floating-point numbers.
@@ -221,6 +250,30 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_are_not_finite_are_refused_with_their_own_shard() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|n| dir.path().join(n));
+        let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
+        write(&a, "x", Dtype::F32, &[2], &floats(&[1.0, -1.0]));
+        write(&b, "y", Dtype::F32, &[3], &floats(&[1.0, f32::NEG_INFINITY, f32::NAN]));
+        let store = WeightStore::open(&Weights::Safetensors(vec![a, b.clone()])).unwrap();
+        let (mut x, mut y) = ([0.0; 2], [0.0; 3]);
+        store.read_finite(&["x".to_owned()], &[2], &mut x).unwrap();
+        store.read(&["y".to_owned()], &[3], &mut y).unwrap();
+        store.check_finite(&["x"]).unwrap();
+        for refused in [store.read_finite(&["y".to_owned()], &[3], &mut y), store.check_finite(&["x", "y"])] {
+            let message = refused.unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{}: tensor 'y' holds -inf", b.display())), "{message}");
+            assert!(message.contains("fetch or export it again"), "{message}");
+        }
+        // Too large for float32.
+        let c = dir.path().join("c");
+        write(&c, "z", Dtype::F64, &[1], &1e39f64.to_le_bytes());
+        let store = WeightStore::open(&Weights::Safetensors(vec![c])).unwrap();
+        assert!(matches!(store.check_finite(&["z"]), Err(WeightsError::NotFinite { .. })));
+    }
+
+    #[test]
     fn numbers_that_are_no_floats_are_refused_when_asked_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
@@ -243,7 +296,8 @@ mod tests {
         let numbers: Vec<u8> = (0..9u8).flat_map(|n| f32::from(n).to_le_bytes()).collect();
         let stored = Stored { element: Element::F32, shape: vec![2, 2], strides: vec![1, 3], buffer: 0, start: 4 };
         let headers = TensorHeaders::new("x".into(), HashMap::new());
-        let store = WeightStore { headers, tensors: HashMap::new(), buffers: vec![numbers] };
+        let weights = Weights::Pickle("x".into());
+        let store = WeightStore { weights, headers, tensors: HashMap::new(), buffers: vec![numbers] };
         assert_eq!(store.values(&stored), [1.0, 4.0, 2.0, 5.0]);
     }
 }

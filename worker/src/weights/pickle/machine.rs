@@ -1,5 +1,5 @@
 //! Python's pickle machine, as far as a mapping of names to tensors needs it. Nothing that a pickle asks for is run: the
-//! few names that PyTorch writes are known, all others are refused.
+//! few names that PyTorch writes are known, all others are refused. Protocols 2 to 5 are read, as far as PyTorch needs them.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -10,6 +10,10 @@ type Result<T> = std::result::Result<T, String>;
 
 /// No tensor has more dimensions.
 const MOST_DIMENSIONS: usize = 64;
+
+/// What to do about a pickle that is whole and not read.
+pub(super) const REMEDY: &str =
+    "save the model again with transformers' save_pretrained, which writes model.safetensors";
 
 /// What PyTorch's pickles are made of. A copy is cheap, and nothing is nested in memory: a few bytes of a hostile pickle
 /// can ask for more copies than there is memory, or for more levels than there is stack.
@@ -75,7 +79,7 @@ impl Global {
             _ => {
                 return Err(format!(
                     "asks for '{module}.{name}', and only tensors are read: a pickle can run anything\n  if you trust \
-                     it, save the model again with transformers' save_pretrained, which writes model.safetensors"
+                     it, {REMEDY}"
                 ));
             }
         })
@@ -116,6 +120,8 @@ impl<'a> Machine<'a> {
             match instruction {
                 b'.' => return self.pop(),
                 0x80 => _ = self.take(1)?,
+                // So many bytes belong together, which is of use to who reads from a pipe.
+                0x95 => _ = self.take(8)?,
                 b'(' => self.stack.push(Value::Mark),
                 b'N' | 0x88 | 0x89 => self.stack.push(Value::Nothing),
                 b'}' | b']' | b')' => {
@@ -149,14 +155,24 @@ impl<'a> Machine<'a> {
                     self.take(8)?;
                     self.stack.push(Value::Nothing);
                 }
-                b'X' | b'T' | b'U' => {
-                    let length = self.take_length(if instruction == b'U' { 1 } else { 4 })?;
+                b'X' | b'T' | b'U' | 0x8c => {
+                    let length = self.take_length(if matches!(instruction, b'U' | 0x8c) { 1 } else { 4 })?;
                     let text = String::from_utf8_lossy(self.take(length)?);
                     self.stack.push(Value::Text(text.into()));
                 }
                 b'c' => {
                     let (module, name) = (self.line()?, self.line()?);
                     self.stack.push(Value::Global(Global::of(&module, &name)?));
+                }
+                0x93 => {
+                    let (name, module) = (self.pop()?, self.pop()?);
+                    let (Value::Text(module), Value::Text(name)) = (module, name) else { return Err(malformed()) };
+                    self.stack.push(Value::Global(Global::of(&module, &name)?));
+                }
+                // Keeps the top as `q` does, under the next number.
+                0x94 => {
+                    let top = self.stack.last().cloned().ok_or_else(malformed)?;
+                    self.memo.insert(self.memo.len(), top);
                 }
                 b'q' | b'r' => {
                     let place = self.take_length(if instruction == b'q' { 1 } else { 4 })?;
@@ -209,7 +225,8 @@ impl<'a> Machine<'a> {
                 }
                 other => {
                     return Err(format!(
-                        "its pickle has the instruction {other:#04x}, which no mapping of tensors needs"
+                        "its pickle has the instruction {other:#04x}, which no mapping of tensors needs in the pickle \
+                         protocols 2 to 5\n  {REMEDY}"
                     ));
                 }
             }
@@ -320,6 +337,41 @@ mod tests {
         let reduced = run(b"\x80\x02c__builtin__\neval\n.").unwrap_err();
         assert!(reduced.contains("'__builtin__.eval'"), "{reduced}");
         assert!(run(b"i__builtin__\neval\n.").unwrap_err().contains("instruction 0x69"));
+        // As Python writes it from protocol 4 on.
+        let stacked = run(
+            b"\x80\x04\x95\x1d\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x94\x8c\x04true\x94\x85\x94R\x94.",
+        );
+        assert!(stacked.unwrap_err().contains("asks for 'posix.system', and only tensors are read"));
+        for no_name in [&b"\x80\x04\x8c\x05posix\x93."[..], b"\x80\x04K\x01\x8c\x06system\x93."] {
+            assert!(run(no_name).unwrap_err().contains("damaged"));
+        }
+    }
+
+    #[test]
+    fn a_tensor_of_protocol_4_is_read_and_one_of_protocol_0_is_refused_with_a_remedy() {
+        let reference = b"(\x8c\x07storage\x94\x8c\x05torch\x94\x8c\x0cFloatStorage\x94\x93\x94\x8c\x010\x94\x8c\x03cpu\x94K\x04t\x94Q";
+        let code = [
+            &b"\x80\x04\x95\x80\0\0\0\0\0\0\0}\x94\x8c\x01a\x94\x8c\x0ctorch._utils\x94\x8c\x12_rebuild_tensor_v2\x94\x93\x94("[..],
+            reference,
+            b"K\x00K\x02K\x02\x86\x94K\x02K\x01\x86\x94\x89\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94\x93\x94)R\x94t\x94R\x94s",
+            // The second and the sixth of what was kept.
+            b"h\x01h\x05s.",
+        ]
+        .concat();
+        let mut machine = Machine::new(&code);
+        let Value::Dict(entries) = machine.run().unwrap() else { panic!() };
+        let [Value::Text(name), Value::Tensor(tensor), Value::Text(again), Value::Text(fifth)] = machine.items(entries)
+        else {
+            panic!("{:?}", machine.items(entries))
+        };
+        assert_eq!((&**name, &**again, &**fifth), ("a", "a", "storage"));
+        assert_eq!((&*tensor.shape, &*tensor.strides, tensor.offset), (&[2, 2][..], &[2, 1][..], 0));
+        assert_eq!((&*tensor.storage.key, tensor.storage.element), ("0", Element::F32));
+        for end in 0..code.len() {
+            assert!(run(&code[..end]).is_err(), "{end}");
+        }
+        let zero = run(b"(dp0\nVa\np1\nI1\ns.").unwrap_err();
+        assert!(zero.contains("protocols 2 to 5") && zero.contains("save_pretrained"), "{zero}");
     }
 
     #[test]
@@ -342,5 +394,7 @@ mod tests {
         // A pair of itself, sixty times over.
         let pairs = [&b"\x80\x02)q\x00"[..], &b"h\x00h\x00\x86q\x00".repeat(60), b"."].concat();
         assert!(matches!(run(&pairs), Ok(Value::Tuple(_))));
+        let kept = [&b"\x80\x04)"[..], &b"\x94".repeat(1 << 20), b"."].concat();
+        assert!(matches!(run(&kept), Ok(Value::Tuple(_))));
     }
 }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 mod machine;
 
-use machine::{Machine, Tensor, Value, cut_short};
+use machine::{Machine, REMEDY, Tensor, Value, cut_short};
 
 use super::Stored;
 
@@ -70,7 +70,11 @@ const MAGIC: &[u8] = &[0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x1
 /// Five pickles (magic number, version, machine, tensors, keys of storages), then each storage with its length.
 fn read_legacy(bytes: Vec<u8>) -> Result<Contents> {
     let mut machine = Machine::new(&bytes);
-    let foreign = || "is neither a zip file nor an old PyTorch file".to_owned();
+    let foreign = || {
+        format!(
+            "is neither a zip file nor an old PyTorch file of the pickle protocols 2 to 5\n  fetch it again, or {REMEDY}"
+        )
+    };
     match machine.run().map_err(|_| foreign())? {
         Value::Long(number) if *number == *MAGIC => {}
         _ => return Err(foreign()),
@@ -158,6 +162,15 @@ mod tests {
             tensor(0, &[2], &[usize::MAX]),
         ] {
             assert!(bad.is_err());
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_pickle_of_tensors_is_refused_with_a_remedy() {
+        // A pointer to a file that was not fetched, and the magic number as protocol 0 writes it.
+        for bytes in [&b"version https://git-lfs.github.com/spec/v1\n"[..], b"L119547037146038801333356L\n.", b""] {
+            let problem = read_legacy(bytes.to_vec()).unwrap_err();
+            assert!(problem.contains("neither a zip file") && problem.contains("save_pretrained"), "{problem}");
         }
     }
 
