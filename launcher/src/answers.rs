@@ -34,12 +34,22 @@ pub fn read(run: &RunDir) -> io::Result<Vec<Answered>> {
     Ok(files::read_json(&run.answers())?.unwrap_or_default())
 }
 
-/// Adds what a start has answered, in the place of older answers to the same questions.
+/// Whether a record that cannot be read is none: cut short, or changed by somebody. Asking again makes a new one.
+pub fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+}
+
+/// What was answered so far and can still be known.
+fn known(run: &RunDir) -> io::Result<Vec<Answered>> {
+    read(run).or_else(|error| if is_damage(&error) { Ok(vec![]) } else { Err(error) })
+}
+
+/// Adds what a start has answered, in the place of older answers to the same questions, and of a damaged record.
 ///
 /// # Errors
 /// The record cannot be read or written.
 pub fn note(run: &RunDir, plan: &Plan, work: &PredictStage, inputs: &Sums, outputs: &Sums) -> io::Result<()> {
-    let mut all = read(run)?;
+    let mut all = known(run)?;
     for question in &work.questions {
         all.retain(|old| !is_same(&old.question, question));
         all.push(answered(plan, question, inputs, outputs));
@@ -52,7 +62,7 @@ pub fn note(run: &RunDir, plan: &Plan, work: &PredictStage, inputs: &Sums, outpu
 /// # Errors
 /// The record cannot be read.
 pub fn are_kept(run: &RunDir, plan: &Plan, work: &PredictStage, inputs: &Sums, outputs: &Sums) -> io::Result<bool> {
-    let all = read(run)?;
+    let all = known(run)?;
     let is_kept = |question: &Question| {
         let path = run.predictions(&question.stage, &question.task, &question.split);
         let expected = answered(plan, question, inputs, outputs);
@@ -120,5 +130,14 @@ mod tests {
         assert!(!kept(&sums(&[("model multi", "another"), ("source rte-test", "t")])));
         std::fs::write(run.predictions("multi", "rte", "test"), "maybe").unwrap();
         assert!(!kept(&inputs));
+        // Of a damaged record nothing is kept, and the next answers take its place.
+        for damaged in ["[]]", "", "[{", "{}"] {
+            std::fs::write(run.answers(), damaged).unwrap();
+            assert!(is_damage(&read(&run).unwrap_err()), "{damaged}");
+            assert!(!kept(&inputs), "{damaged}");
+            ask("test", "yes");
+            assert_eq!(read(&run).unwrap().len(), 1, "{damaged}");
+            assert!(kept(&inputs), "{damaged}");
+        }
     }
 }

@@ -78,7 +78,7 @@ impl Project {
             });
             further.extend(splits.into_iter().map(|(split, count)| ((task.name.clone(), split), count.sha256)));
             sources.push(examples.source_sha256);
-            warnings.extend(skipped_rows(&task.name, examples.skipped));
+            warnings.extend(skipped_rows(&task.name, examples.skipped, examples.rows));
         }
         for (name, given) in &recipe.distill.teachers {
             for (task, teacher) in
@@ -196,10 +196,12 @@ fn other_rows(recipe: &Recipe, task: &Task, split: &str, rows: usize) -> Option<
     })
 }
 
-fn skipped_rows(task: &str, [train, dev]: [u64; 2]) -> Option<String> {
+fn skipped_rows(task: &str, [train, dev]: [u64; 2], of: [u64; 2]) -> Option<String> {
     (train + dev > 0).then(|| {
+        let [of_train, of_dev] = of.map(|rows| thousands(rows as usize));
         format!(
-            "task '{task}': left out {train} rows of the training file and {dev} of the dev file that lack a column"
+            "task '{task}': left out {train} of {of_train} rows of the training file and {dev} of {of_dev} of the dev file, \
+             which lack a column"
         )
     })
 }

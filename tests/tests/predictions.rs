@@ -83,6 +83,10 @@ fn test_sets_are_answered_after_the_training_and_packed_for_glue() {
     fs::write(&path, text.lines().take(20).map(|l| format!("{l}\n")).collect::<String>()).unwrap();
     let words = ["rte-test.tsv", "not what the model answered", "bam predict"];
     place.bam(["submission", "runs/tiny", "--partial"]).finish().expect_error(3, &words);
+    // So is a damaged record of what was answered.
+    fs::write(run.stage("predict", "answers.json"), "[]]").unwrap();
+    let words = ["answers.json", "what was answered is damaged", "bam predict"];
+    place.bam(["submission", "runs/tiny", "--partial"]).finish().expect_error(3, &words);
     place.bam(["predict", "recipe.yaml"]).expect(0);
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
     place.bam(["submission", "runs/tiny", "--partial"]).expect(0);
@@ -106,7 +110,7 @@ fn all_eleven_files_are_answered_in_glues_words() {
     let done = place.bam(["predict", "recipe.yaml"]).expect(0);
     let said = format!("{done}");
     for words in [
-        "task 'qqp': left out 1 rows of the training file and 1 of the dev file",
+        "task 'qqp': left out 1 of 32 rows of the training file and 1 of 8 of the dev file",
         "task 'mnli': ax has 8 rows, and GLUE's has 1,104",
     ] {
         assert!(said.contains(words), "no '{words}' in {said}");

@@ -1,4 +1,4 @@
-//! GLUE's tasks in their official file layout (columns, headers, label order): a table, no logic.
+//! GLUE's tasks in their official file layout (columns, headers, label order): tables, and whether something is in them.
 
 use std::path::Path;
 
@@ -84,6 +84,32 @@ pub fn glue_task(name: &str, directory: &Path) -> Option<Task> {
             further: further(name, row.folder, directory, row.label),
         },
     })
+}
+
+/// Whether a task is GLUE's, and not one of a recipe's own of the same name.
+pub(super) fn is_official(task: &Task) -> bool {
+    let directory = task.source.train.parent().and_then(Path::parent);
+    directory.and_then(|glue| glue_task(&task.name, glue)).as_ref() == Some(task)
+}
+
+/// What GLUE calls the text, the second text and the label in the header of a task's training and dev files.
+fn column_names(name: &str) -> [&'static str; 3] {
+    match name {
+        "sst2" => ["sentence", "", "label"],
+        "mrpc" => ["#1 String", "#2 String", "Quality"],
+        "stsb" => ["sentence1", "sentence2", "score"],
+        "qqp" => ["question1", "question2", "is_duplicate"],
+        "mnli" => ["sentence1", "sentence2", "gold_label"],
+        "qnli" => ["question", "sentence", "label"],
+        _ => ["sentence1", "sentence2", "label"],
+    }
+}
+
+/// The first of these three columns that has another one's name, and the name that GLUE gives it. Names that GLUE does not
+/// know are a copy's own.
+pub(super) fn misnamed<'a>(task: &str, found: [&'a str; 3]) -> Option<(&'a str, &'static str)> {
+    let is_known = |name: &str| !name.is_empty() && NAMES.iter().any(|task| column_names(task).contains(&name));
+    found.into_iter().zip(column_names(task)).find(|(name, expected)| name != expected && is_known(name))
 }
 
 /// Text columns of a task's test file, all of which have a header and begin with the row's number.
@@ -174,6 +200,16 @@ mod tests {
             assert!(task.metrics.iter().all(|m| m.is_for_classes() == task.kind.is_classification()), "{name}");
         }
         assert!(glue_task("ax", Path::new("glue")).is_none());
+    }
+
+    #[test]
+    fn a_task_of_ones_own_is_not_glues_by_its_name() {
+        for directory in ["glue", "", "/data/glue/"] {
+            let mut task = glue_task("rte", Path::new(directory)).expect("rte");
+            assert!(is_official(&task), "{directory}");
+            task.source.layout.text = Column::Index(2);
+            assert!(!is_official(&task), "{directory}");
+        }
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What a task is (its labels, its metrics, its files) and how its examples are read. GLUE's tasks are entries of a
-//! table; a task of one's own is declared in the recipe; from here on nobody can tell them apart.
+//! table; a task of one's own is declared in the recipe; from here on nobody can tell them apart, but that GLUE's headers are
+//! known.
 
 mod counted;
+mod error;
 mod glue;
+mod header;
 mod read;
 mod split;
 
@@ -11,8 +14,9 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use error::DataError;
 pub use glue::{NAMES as GLUE_NAMES, SUBMISSION, SubmissionFile, glue_task};
-pub use read::{Count, DataError, Example, Table, TextSize, count_split, count_table, read_split, read_table};
+pub use read::{Count, Example, Table, TextSize, count_split, count_table, read_split, read_table};
 pub use split::{Examples, Selection, Sizes, count_examples, read_examples};
 
 /// A task to learn: what its head puts out, how it is judged, where its examples are.

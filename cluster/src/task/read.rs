@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
 use super::counted;
-use super::{Column, FurtherSplit, Kind, Layout, Malformed, Task};
+use super::header::{self, Position, Positions};
+use super::{DataError, FurtherSplit, Kind, Layout, Malformed, Task};
 use crate::digest;
 
 /// So much is read in one go, and so many pieces may wait to be hashed.
@@ -40,100 +41,6 @@ pub struct Table {
     pub sha256: String,
 }
 
-/// A file that cannot be used. Every message says what, where and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum DataError {
-    /// The file is not there or cannot be read.
-    #[error(
-        "{path}: {source}\n  task '{task}' needs this file: correct its path in the recipe (GLUE's directory is data.glue)"
-    )]
-    Unreadable {
-        /// The task.
-        task: String,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// There is no data row in it.
-    #[error(
-        "{path}: the file holds no examples, task '{task}' needs at least {needed}\n  fetch or export the file again"
-    )]
-    Empty {
-        /// The task.
-        task: String,
-        /// The file.
-        path: PathBuf,
-        /// How many are needed.
-        needed: usize,
-    },
-    /// The header has no column of that name.
-    #[error(
-        "{path}: no column named '{column}' in the header: {header}\n  correct the columns of task '{task}' in the recipe"
-    )]
-    NoColumn {
-        /// The task.
-        task: String,
-        /// The file.
-        path: PathBuf,
-        /// The name that was looked for.
-        column: String,
-        /// The names that are there.
-        header: String,
-    },
-    /// The recipe counts the columns of another file, and this one has others.
-    #[error(
-        "{path}: the recipe counts the columns of {counted_in}: {problem}\n  say where the texts of task '{task}' are in \
-         this file: test_text (and test_text_b)"
-    )]
-    OtherColumns {
-        /// The task.
-        task: String,
-        /// The file.
-        path: PathBuf,
-        /// The file that the recipe describes.
-        counted_in: PathBuf,
-        /// What is different.
-        problem: String,
-    },
-    /// One line is not as it should be.
-    #[error("{path}, line {line}: {problem}\n  {remedy}")]
-    Line {
-        /// The file.
-        path: PathBuf,
-        /// 1-based.
-        line: usize,
-        /// What is wrong.
-        problem: String,
-        /// What to do.
-        remedy: String,
-    },
-}
-
-/// Columns as positions in a row.
-struct Positions {
-    text: Position,
-    text_b: Option<Position>,
-    label: Option<Position>,
-    index: Option<Position>,
-}
-
-#[derive(Clone, Copy)]
-enum Position {
-    FromStart(usize),
-    /// 1 is the last.
-    FromEnd(usize),
-}
-
-impl Position {
-    fn of<'a>(self, fields: &[&'a str]) -> Option<&'a str> {
-        match self {
-            Position::FromStart(i) => fields.get(i).copied(),
-            Position::FromEnd(i) => fields.len().checked_sub(i).and_then(|i| fields.get(i).copied()),
-        }
-    }
-}
-
 /// What is known of a file whose examples are not kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Count {
@@ -145,6 +52,13 @@ pub struct Count {
     pub text: TextSize,
     /// SHA-256 of the file.
     pub sha256: String,
+}
+
+impl Count {
+    /// Data rows in it, those left out included.
+    pub fn rows(&self) -> u64 {
+        self.examples as u64 + self.skipped
+    }
 }
 
 /// How long the texts of examples are, in bytes; both texts of a pair count together.
@@ -167,7 +81,8 @@ impl TextSize {
 /// Reads all examples of the training or dev file of `task`.
 ///
 /// # Errors
-/// A missing or empty file, a missing column, an unknown label, a score out of range, text that is not UTF-8.
+/// A missing or empty file, a missing column, a header that is none, an unknown label, a score out of range, text that is
+/// not UTF-8, more rows to be left out than to be kept.
 pub fn read_table(task: &Task, path: &Path) -> Result<Table, DataError> {
     read(task, path, &task.source.layout)
 }
@@ -233,10 +148,15 @@ fn scan(task: &Task, path: &Path, layout: &Layout, mut visit: impl FnMut(Row)) -
         drop(sender);
         Ok(hash.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
-    if rows.examples == 0 {
-        return Err(DataError::Empty { task: task.name.clone(), path: path.to_owned(), needed: 1 });
+    let Rows { examples, skipped, text, .. } = rows;
+    let all = examples as u64 + skipped;
+    if all == 0 {
+        return Err(DataError::Empty { task: task.name.clone(), path: path.to_owned() });
     }
-    Ok(Count { examples: rows.examples, skipped: rows.skipped, text: rows.text, sha256 })
+    if skipped > all / 2 {
+        return Err(DataError::Malformed { task: task.name.clone(), path: path.to_owned(), skipped, rows: all });
+    }
+    Ok(Count { examples, skipped, text, sha256 })
 }
 
 /// A file in pieces that end with a line, so that memory is needed for a few of them alone.
@@ -294,8 +214,8 @@ impl Rows<'_> {
             let positions = match &self.positions {
                 Some(positions) => positions,
                 None => {
-                    let header = self.layout.header.then_some(line);
-                    let positions = self.positions.insert(positions(self.task, self.layout, self.path, header)?);
+                    let found = header::positions(self.task, self.layout, self.path, line)?;
+                    let positions = self.positions.insert(found);
                     if self.layout.header {
                         continue;
                     }
@@ -330,28 +250,6 @@ fn split(text: &str, separator: u8) -> impl Iterator<Item = &str> {
         let part = &text[start..end];
         start = end + 1;
         part
-    })
-}
-
-fn positions(task: &Task, layout: &Layout, path: &Path, header: Option<&str>) -> Result<Positions, DataError> {
-    let names: Vec<&str> = header.unwrap_or("").split('\t').collect();
-    let position = |column: &Column| match column {
-        Column::Index(i) if *i >= 0 => Ok(Position::FromStart(*i as usize)),
-        Column::Index(i) => Ok(Position::FromEnd(i.unsigned_abs() as usize)),
-        Column::Name(name) => {
-            names.iter().position(|n| n == name).map(Position::FromStart).ok_or_else(|| DataError::NoColumn {
-                task: task.name.clone(),
-                path: path.to_owned(),
-                column: name.clone(),
-                header: names.join(", "),
-            })
-        }
-    };
-    Ok(Positions {
-        text: position(&layout.text)?,
-        text_b: layout.text_b.as_ref().map(position).transpose()?,
-        label: layout.label.as_ref().map(position).transpose()?,
-        index: layout.index.as_ref().map(position).transpose()?,
     })
 }
 
@@ -422,6 +320,11 @@ fn row<'a>(
     Ok(Some(Row { id, text, text_b: text_b.flatten(), label }))
 }
 
+/// Whether a field may well be a label: a class, or a number where one is expected, in its range or not.
+pub(super) fn is_like_a_label(kind: &Kind, field: &str) -> bool {
+    matches!(parse_label(kind, field.trim()), Ok(_) | Err(Fault::OutOfRange { .. }))
+}
+
 fn parse_label(kind: &Kind, text: &str) -> Result<f32, Fault> {
     let number = || match text.parse::<f64>() {
         Ok(value) if value.is_finite() => Ok(value),
@@ -447,7 +350,7 @@ fn parse_label(kind: &Kind, text: &str) -> Result<f32, Fault> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Dev, Metric, Source};
+    use super::super::{Column, Dev, Metric, Source};
     use super::*;
 
     fn task(kind: Kind, layout: Layout) -> Task {
@@ -484,6 +387,12 @@ mod tests {
         let table = read(&t, "a\tb\tno\nbroken\nc\td\tyes\n").unwrap();
         assert_eq!(table.skipped, 1);
         assert_eq!(table.examples.iter().map(|e| e.id).collect::<Vec<_>>(), [0, 2]);
+        // Half of the rows may be broken, and no more.
+        assert_eq!(read(&t, "a\tb\tno\nbroken\nbroken\nc\td\tyes\n").unwrap().skipped, 2);
+        for (content, expected) in [("a\tb\tno\nbroken\nbroken\n", "2 of 3 rows"), ("broken\n", "1 of 1 rows")] {
+            let message = read(&t, content).unwrap_err().to_string();
+            assert!(message.contains(expected) && message.contains("fetch the file again"), "{message}");
+        }
     }
 
     #[test]

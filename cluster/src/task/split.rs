@@ -47,7 +47,7 @@ pub fn read_examples(task: &Task, seed: u64, selection: &Selection) -> Result<Ex
         }
         Dev::Fraction(fraction) => {
             let Table { examples, skipped, sha256, .. } = train_table;
-            let n_dev = share(examples.len(), *fraction);
+            let n_dev = share(task, examples.len(), *fraction)?;
             let (dev, train) = sample(examples, n_dev, &["split", &seed.to_string(), &task.name]);
             (train, dev, [skipped, 0], sha256)
         }
@@ -56,7 +56,6 @@ pub fn read_examples(task: &Task, seed: u64, selection: &Selection) -> Result<Ex
         if let Some(limit) = limit {
             *examples = sample(std::mem::take(examples), limit, &["limit", &seed.to_string(), &task.name, split]).0;
         }
-        check(task, examples.len())?;
     }
     if selection.double_unordered && task.unordered {
         let copies: Vec<Example> = train.iter().filter_map(|e| swapped(e, rows)).collect();
@@ -74,6 +73,8 @@ pub struct Sizes {
     pub dev: usize,
     /// Rows left out of the train and dev files because they lack a column.
     pub skipped: [u64; 2],
+    /// Rows of the train and dev files, those included; of a dev split without a file of its own, 0.
+    pub rows: [u64; 2],
     /// Mean length of the training file's texts, in bytes.
     pub mean_bytes: usize,
     /// Length of the longest of them, in bytes.
@@ -90,25 +91,25 @@ pub fn count_examples(task: &Task, selection: &Selection) -> Result<Sizes, DataE
     let of_train = count_table(task, &task.source.train)?;
     let TextSize { total, longest } = of_train.text;
     let mean_bytes = (total as usize).div_ceil(of_train.examples.max(1));
-    let (mut train, mut dev, skipped, source_sha256) = match &task.source.dev {
+    let (mut train, mut dev, skipped, rows, source_sha256) = match &task.source.dev {
         Dev::File(path) => {
             let of_dev = count_table(task, path)?;
             let both = both(&of_train.sha256, &of_dev.sha256);
-            (of_train.examples, of_dev.examples, [of_train.skipped, of_dev.skipped], both)
+            let rows = [of_train.rows(), of_dev.rows()];
+            (of_train.examples, of_dev.examples, [of_train.skipped, of_dev.skipped], rows, both)
         }
         Dev::Fraction(fraction) => {
-            let n_dev = share(of_train.examples, *fraction);
-            (of_train.examples - n_dev, n_dev, [of_train.skipped, 0], of_train.sha256)
+            let n_dev = share(task, of_train.examples, *fraction)?;
+            (of_train.examples - n_dev, n_dev, [of_train.skipped, 0], [of_train.rows(), 0], of_train.sha256)
         }
     };
     for (examples, limit) in [(&mut train, selection.max_train), (&mut dev, selection.max_dev)] {
         *examples = limit.map_or(*examples, |limit| limit.min(*examples));
-        check(task, *examples)?;
     }
     if selection.double_unordered && task.unordered && task.source.layout.text_b.is_some() {
         train *= 2;
     }
-    Ok(Sizes { train, dev, skipped, mean_bytes, longest_bytes: longest, source_sha256 })
+    Ok(Sizes { train, dev, skipped, rows, mean_bytes, longest_bytes: longest, source_sha256 })
 }
 
 /// The sum of a task that has two files.
@@ -116,15 +117,16 @@ fn both(train: &str, dev: &str) -> String {
     digest::of_bytes(format!("{train} {dev}"))
 }
 
-/// How many of so many examples are the dev split.
-fn share(examples: usize, fraction: f64) -> usize {
-    ((examples as f64 * fraction).round() as usize).min(examples)
-}
-
-/// A split needs an example.
-fn check(task: &Task, examples: usize) -> Result<(), DataError> {
-    let empty = || DataError::Empty { task: task.name.clone(), path: task.source.train.clone(), needed: 2 };
-    if examples == 0 { Err(empty()) } else { Ok(()) }
+/// How many of so many examples are the dev split. Both splits need one.
+fn share(task: &Task, examples: usize, fraction: f64) -> Result<usize, DataError> {
+    let n_dev = ((examples as f64 * fraction).round() as usize).min(examples);
+    let (purpose, change) = match n_dev {
+        0 => ("judge on", "larger"),
+        n if n == examples => ("train on", "smaller"),
+        n => return Ok(n),
+    };
+    let (task, path) = (task.name.clone(), task.source.train.clone());
+    Err(DataError::Fraction { task, path, fraction, examples, purpose, change })
 }
 
 /// A pair with its texts in the other order.
@@ -192,6 +194,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_share_that_leaves_a_split_empty_is_told_from_an_empty_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut task = crate::task::glue_task("cola", dir.path()).unwrap();
+        task.source.train = dir.path().join("train.tsv");
+        std::fs::write(&task.source.train, "x\t1\t\tgood\n".repeat(8)).unwrap();
+        let mut message = |fraction| {
+            task.source.dev = Dev::Fraction(fraction);
+            count_examples(&task, &Selection::default()).map_err(|e| e.to_string())
+        };
+        let judge = message(0.01).unwrap_err();
+        assert!(judge.contains("train.tsv: dev_fraction 0.01 of 8 example(s) leaves none to judge on"), "{judge}");
+        assert!(judge.contains("a larger dev_fraction"), "{judge}");
+        let train = message(0.99).unwrap_err();
+        assert!(train.contains("none to train on") && train.contains("a smaller dev_fraction"), "{train}");
+        assert_eq!(message(0.1).map(|sizes| (sizes.train, sizes.dev, sizes.rows)), Ok((7, 1, [8, 0])));
     }
 
     #[test]

@@ -25,6 +25,9 @@ use crate::numbers::thousands;
 /// The commonest answer to WNLI, which no model of its time learnt better than.
 const WNLI_MAJORITY: &str = "0";
 
+/// What helps where answers are not what they should be.
+const ASK_AGAIN: &str = "bam predict CONFIG has the questions answered again";
+
 /// A submission that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmissionError {
@@ -42,12 +45,14 @@ pub enum SubmissionError {
         own: String,
     },
     /// A file of answers is not what it should be.
-    #[error("{path}: {problem}\n  bam predict CONFIG has the questions answered again")]
+    #[error("{path}: {problem}\n  {remedy}")]
     Answers {
         /// The file.
         path: PathBuf,
         /// What is wrong.
         problem: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// Test files that were answered are not GLUE's.
     #[error(
@@ -122,7 +127,7 @@ fn pack(arguments: &SubmissionArguments) -> anyhow::Result<Packed> {
     let run = RunDir::new(&arguments.run_dir);
     plan_of(&run)?;
     let recipe = config::load_resolved(&run.recipe())?;
-    let all = answers::read(&run).with_context(|| run.answers().display().to_string())?;
+    let all = recorded(&run)?;
     let trials = all.iter().map(|answered| answered.trial).chain([recipe.trials]).max().unwrap_or_default();
     if !(1..=trials).contains(&arguments.trial) {
         let (run, trial) = (run.path().to_owned(), arguments.trial);
@@ -139,7 +144,7 @@ fn pack(arguments: &SubmissionArguments) -> anyhow::Result<Packed> {
         if let Some(answered) = answered {
             let rows = rows(&run, &recipe, answered, wanted)?;
             parts.push(Part { wanted, rows, is_majority: false });
-        } else if wanted.task == "wnli" {
+        } else if wanted.task == "wnli" && !recipe.is_glue("wnli") {
             let rows = vec![WNLI_MAJORITY.to_owned(); wanted.rows];
             parts.push(Part { wanted, rows, is_majority: true });
         } else {
@@ -162,6 +167,18 @@ fn pack(arguments: &SubmissionArguments) -> anyhow::Result<Packed> {
     Ok(Packed { path, parts, missing, warnings: mismatches })
 }
 
+/// Everything that the run's models have answered.
+fn recorded(run: &RunDir) -> anyhow::Result<Vec<Answered>> {
+    let path = run.answers();
+    match answers::read(run) {
+        Err(error) if answers::is_damage(&error) => {
+            let problem = format!("the record of what was answered is damaged: {error}");
+            Err(SubmissionError::Answers { path, problem, remedy: ASK_AGAIN }.into())
+        }
+        all => all.with_context(|| path.display().to_string()),
+    }
+}
+
 /// Tasks of the recipe's own that have GLUE's names, as a further line of an error.
 fn own_namesakes(recipe: &Recipe) -> String {
     let all = recipe.data.tasks.iter().map(|entry| entry.name());
@@ -176,13 +193,17 @@ fn own_namesakes(recipe: &Recipe) -> String {
 fn rows(run: &RunDir, recipe: &Recipe, answered: &Answered, wanted: &SubmissionFile) -> anyhow::Result<Vec<String>> {
     let Question { stage, task, split, examples } = &answered.question;
     let path = run.predictions(stage, task, split);
-    let refuse = |problem: String| SubmissionError::Answers { path: path.clone(), problem };
+    let refuse = |problem: String| SubmissionError::Answers { path: path.clone(), problem, remedy: ASK_AGAIN };
     let text = fs::read_to_string(&path).map_err(|e| refuse(e.to_string()))?;
     if digest::of_bytes(&text) != answered.answers {
         return Err(refuse("this is not what the model answered; the file has been changed since".to_owned()).into());
     }
-    let record: Option<StageRecord> = files::read_json(&run.done(stage)).with_context(|| stage.clone())?;
-    if record.and_then(|record| record.outputs.get("model").cloned()).as_ref() != Some(&answered.model) {
+    let done = run.done(stage);
+    let Some(record) = files::read_json::<StageRecord>(&done).with_context(|| done.display().to_string())? else {
+        let problem = format!("stage '{stage}', whose model answered, is not complete any more");
+        return Err(SubmissionError::Answers { path, problem, remedy: "bam run CONFIG completes it" }.into());
+    };
+    if record.outputs.get("model") != Some(&answered.model) {
         return Err(refuse(format!("another model answered than stage '{stage}' has made since")).into());
     }
     let glue = recipe.data.glue.as_deref().unwrap_or(Path::new(""));
@@ -357,6 +378,17 @@ mod tests {
         let message = made.packed(false).unwrap_err();
         assert!(message.contains("RTE.tsv") && message.contains("of the recipe's own: rte"), "{message}");
         assert_eq!(made.packed(true).unwrap().into_keys().collect::<Vec<_>>(), ["CoLA.tsv", "WNLI.tsv"]);
+        let made = Made::new(&format!("cola, {}", own.replace("rte", "wnli")), &[]);
+        assert_eq!(made.packed(true).unwrap().into_keys().collect::<Vec<_>>(), ["CoLA.tsv", "WNLI.tsv"]);
+    }
+
+    #[test]
+    fn a_recipe_that_trains_wnli_has_to_answer_it() {
+        let made = Made::new(&format!("{ALL}, wnli"), &[]);
+        let message = made.packed(false).unwrap_err();
+        assert!(message.contains("no answers for WNLI.tsv\n"), "{message}");
+        let files = made.packed(true).unwrap();
+        assert!(files.len() == 10 && !files.contains_key("WNLI.tsv"), "{:?}", files.keys());
     }
 
     #[test]
@@ -375,6 +407,25 @@ mod tests {
         files::write_json(&made.run().answers(), &all).unwrap();
         let message = made.packed(false).unwrap_err();
         assert!(message.contains("cola-test.tsv: another model answered than stage 'multi'"), "{message}");
+    }
+
+    #[test]
+    fn a_stage_or_a_record_that_is_gone_is_said_with_its_remedy() {
+        let made = Made::new(ALL, &[]);
+        let run = made.run();
+        let record = fs::read(run.done("multi")).unwrap();
+        fs::remove_file(run.done("multi")).unwrap();
+        let message = made.packed(false).unwrap_err();
+        assert!(message.contains("stage 'multi', whose model answered, is not complete any more"), "{message}");
+        assert!(message.ends_with("bam run CONFIG completes it"), "{message}");
+        fs::write(run.done("multi"), record).unwrap();
+        for damaged in ["[]]", "[{"] {
+            fs::write(run.answers(), damaged).unwrap();
+            let message = made.packed(true).unwrap_err();
+            for words in ["answers.json: the record of what was answered is damaged: ", ASK_AGAIN] {
+                assert!(message.contains(words), "'{words}' is not in {message}");
+            }
+        }
     }
 
     #[test]
