@@ -9,7 +9,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
-use bam_cluster::metrics::{accuracy, f1, matthews, mse, pearson, spearman};
+use bam_cluster::metrics::value;
+use bam_cluster::task::Metric;
 use serde::Deserialize;
 
 const TOLERANCE: f64 = 1e-12;
@@ -40,15 +41,15 @@ fn all_metrics_are_those_of_scikit_learn_and_scipy() {
     for case in &cases {
         for (name, expected) in &case.figures {
             let metric = match name.as_str() {
-                "accuracy" => accuracy,
-                "f1" => f1,
-                "matthews" => matthews,
-                "mse" => mse,
-                "pearson" => pearson,
-                "spearman" => spearman,
+                "accuracy" => Metric::Accuracy,
+                "f1" => Metric::F1,
+                "matthews" => Metric::Matthews,
+                "mse" => Metric::Mse,
+                "pearson" => Metric::Pearson,
+                "spearman" => Metric::Spearman,
                 other => panic!("no metric '{other}'"),
             };
-            match (metric(&case.predictions, &case.labels), expected) {
+            match (value(metric, &case.predictions, &case.labels), expected) {
                 (None, None) => undefined += 1,
                 (Some(found), Some(expected)) if (found - expected).abs() < TOLERANCE => compared += 1,
                 (found, expected) => {

@@ -104,7 +104,7 @@ fn every_recipe_has_the_settings_of_its_row() {
         assert_eq!((recipe.distill.temperature, recipe.distill.ensemble), (1.0, 1), "{name}");
         let is_reference = name == "reference-multiples";
         let method = if is_reference { SamplingMethod::Multiples } else { SamplingMethod::Proportional };
-        assert_eq!(recipe.sampling, Sampling { method, exponent }, "{name}");
+        assert_eq!(recipe.sampling, Sampling { method, exponent, ..Sampling::default() }, "{name}");
         let reduction = if is_reference { LossReduction::Sum } else { LossReduction::Mean };
         assert_eq!([train.single.loss_reduction, train.multi.loss_reduction], [reduction; 2], "{name}");
         let output = if is_reference { RegressionOutput::Linear } else { RegressionOutput::Sigmoid };
@@ -132,4 +132,15 @@ fn an_ablation_differs_from_single_to_multi_in_its_own_setting_alone() {
         }
         assert_eq!(recipe, whole, "{name}");
     }
+}
+
+/// As the comment in these recipes says.
+#[test]
+fn fine_tuning_can_have_a_factor_for_each_task() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/glue/fine-tuned-multi.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (_, said) = text.split_once("own: layerwise_decay: ").unwrap();
+    let factors = format!("train.fine_tune.layerwise_decay={}", said.lines().next().unwrap());
+    let tuned = load(&path, &[factors.parse().unwrap()]).unwrap().train.fine_tune.unwrap();
+    assert_eq!(["rte", "cola"].map(|task| tuned.layerwise_decay.of(&[task])), [Some(1.0), Some(0.9)]);
 }

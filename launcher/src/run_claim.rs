@@ -35,10 +35,20 @@ pub fn check(run: &RunDir, recipe: &Recipe) -> anyhow::Result<()> {
             directory.display()
         )
     })?;
-    if there.identity() == recipe.identity() {
+    let (there, here) = comparable(there, recipe.clone());
+    if there.identity() == here.identity() {
         return Ok(());
     }
-    Err(OtherRecipe { directory, differences: differences(&there, recipe)? }.into())
+    Err(OtherRecipe { directory, differences: differences(&there, &here)? }.into())
+}
+
+/// The recipes without what the one asks for on top of the other: models of all tasks are the same whether they are fine-tuned
+/// afterwards or not.
+fn comparable(mut there: Recipe, mut here: Recipe) -> (Recipe, Recipe) {
+    if there.train.fine_tune.is_none() || here.train.fine_tune.is_none() {
+        (there.train.fine_tune, here.train.fine_tune) = (None, None);
+    }
+    (there, here)
 }
 
 /// Writes recipe and plan into the directory. Only for the lock's holder.
@@ -127,6 +137,17 @@ mod tests {
         claim(&run, &more, &Plan::derive(&more, &[])).unwrap();
         let written = std::fs::read_to_string(run.recipe()).unwrap();
         assert!(written.starts_with("# ") && written.contains("processes: 4"), "{written}");
+    }
+
+    #[test]
+    fn fine_tuning_may_be_added_and_left_out_but_not_changed() {
+        let (_dir, run) = claimed_by(&recipe(""));
+        let tuned = recipe("train: { fine_tune: { epochs: 3 } }");
+        check(&run, &tuned).unwrap();
+        claim(&run, &tuned, &Plan::derive(&tuned, &[])).unwrap();
+        let message = check(&run, &recipe("train: { fine_tune: { epochs: 4 } }")).unwrap_err().to_string();
+        assert!(message.contains("\n  train.fine_tune.epochs: 3 there, 4 here\n"), "{message}");
+        check(&run, &recipe("")).unwrap();
     }
 
     #[test]

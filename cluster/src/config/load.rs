@@ -309,6 +309,21 @@ mod tests {
     }
 
     #[test]
+    fn losses_weigh_something_and_are_of_tasks_that_are_there() {
+        let with = |text: &str| load_text(SMALL, &[&format!("sampling.loss_weights={text}")]);
+        let recipe = with("{ rte: 10 }").unwrap();
+        assert_eq!(recipe.sampling.loss_weights["rte"], 10.0);
+        for (text, expected) in [
+            ("{ rte: 0 }", "sampling.loss_weights.rte: must be above 0"),
+            ("{ rte: .inf }", "sampling.loss_weights.rte: must be above 0"),
+            ("{ rtee: 2 }", "sampling.loss_weights.rtee: is no task of this recipe (cola, rte); did you mean 'rte'?"),
+        ] {
+            let m = with(text).unwrap_err().to_string();
+            assert!(m.contains(expected), "{m}");
+        }
+    }
+
+    #[test]
     fn switches_can_be_off() {
         let off = load_text(SMALL, &["train.multi.clip_norm=null", "distill.annealing=none"]).unwrap();
         assert_eq!((off.train.multi.clip_norm, off.train.single.clip_norm), (None, Some(1.0)));

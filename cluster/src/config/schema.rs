@@ -289,7 +289,7 @@ pub enum Annealing {
     None,
 }
 
-/// How often each task is drawn.
+/// How often each task is drawn, and what its losses weigh.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sampling {
@@ -298,11 +298,15 @@ pub struct Sampling {
     /// 0.75 in BAM; 1 is proportional to size, 0 draws all tasks alike, below 0 small ones more often than large ones.
     /// `multiples` takes 0 to 1; `uniform` needs none.
     pub exponent: f64,
+    /// What the losses of a task's examples are multiplied with in models of several tasks, on top of the weights of
+    /// `multiples`; 1 for tasks that are not named, as for all in BAM. A regression's squared errors are small beside
+    /// cross-entropies.
+    pub loss_weights: BTreeMap<String, f64>,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Sampling { method: SamplingMethod::Proportional, exponent: 0.75 }
+        Sampling { method: SamplingMethod::Proportional, exponent: 0.75, loss_weights: BTreeMap::new() }
     }
 }
 

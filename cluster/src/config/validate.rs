@@ -4,9 +4,7 @@ use std::collections::HashSet;
 
 use super::error::{ConfigError, nearest};
 use super::per_task::PerTask;
-use super::schema::{
-    Annealing, Breadth, DeviceKind, Launcher, Precision, Recipe, Reproducible, Sampling, SamplingMethod,
-};
+use super::schema::{Annealing, Breadth, DeviceKind, Launcher, Precision, Recipe, Reproducible, SamplingMethod};
 use super::slurm;
 use super::task_entry::{OwnTask, TaskEntry, TaskType};
 use super::train::TrainSettings;
@@ -36,6 +34,7 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
     check_proportions(recipe)?;
     for (breadth, key) in [(Breadth::Single, "train.single"), (Breadth::Multi, "train.multi")] {
         if recipe.mode.trains(breadth) {
+            check_training(recipe, key, recipe.train.of(breadth))?;
             check_search(key, recipe.train.of(breadth))?;
             for settings in recipe.train.of(breadth).candidates() {
                 check_training(recipe, key, &settings)?;
@@ -54,7 +53,7 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
         check_training(recipe, "train.fine_tune", settings)?;
     }
     check_distill(recipe)?;
-    check_sampling(&recipe.sampling)?;
+    check_sampling(recipe)?;
     require(recipe.checkpoint.every_steps > 0, "checkpoint.every_steps", "must be at least 1")?;
     require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be at least 1")?;
     let processes = recipe.cluster.processes;
@@ -178,6 +177,12 @@ fn check_own(key: &str, own: &OwnTask) -> Checked {
     if own.unordered && own.text_b.is_none() {
         return problem("unordered", "is for pairs; there is no text_b");
     }
+    if own.label == own.text || own.text_b.as_ref() == Some(&own.label) {
+        return problem("label", "this is a column of texts, too; give the one of the gold labels");
+    }
+    if own.text_b.as_ref() == Some(&own.text) {
+        return problem("text_b", "this is the column of text, too; give the one of the second text");
+    }
     check_test_columns(key, own)?;
     match own.kind {
         TaskType::Classification => {
@@ -222,7 +227,9 @@ fn check_test_columns(key: &str, own: &OwnTask) -> Checked {
     let is_pair = own.text_b.is_some() || own.test_text_b.is_none();
     require(is_pair, &at("test_text_b"), "is for pairs; there is no text_b")?;
     let both = (own.test_text.is_some() && own.text_b.is_some()) == own.test_text_b.is_some();
-    require(both, &at("test_text_b"), "goes with test_text: name the columns of both texts of a pair, or none")
+    require(both, &at("test_text_b"), "goes with test_text: name the columns of both texts of a pair, or none")?;
+    let are_two = own.test_text.is_none() || own.test_text != own.test_text_b;
+    require(are_two, &at("test_text_b"), "is the column of test_text, too; give the one of the second text")
 }
 
 fn check_training(recipe: &Recipe, key: &str, settings: &TrainSettings) -> Checked {
@@ -283,7 +290,7 @@ fn factor_is_sound(factor: f64) -> bool {
     factor > 0.0 && factor <= 1.0
 }
 
-/// The values of a search. Those of `settings` that it takes the place of are never used.
+/// The values of a search.
 fn check_search(key: &str, settings: &TrainSettings) -> Checked {
     let Some(search) = &settings.search else { return Ok(()) };
     let is_sound = |rate: f64| {
@@ -324,7 +331,14 @@ fn check_proportions(recipe: &Recipe) -> Checked {
     require(trainings <= MOST_TRAININGS, "trials", &problem)
 }
 
-fn check_sampling(sampling: &Sampling) -> Checked {
+fn check_sampling(recipe: &Recipe) -> Checked {
+    let sampling = &recipe.sampling;
+    let known: Vec<&str> = recipe.data.tasks.iter().map(TaskEntry::name).collect();
+    for (task, &weight) in &sampling.loss_weights {
+        let key = format!("sampling.loss_weights.{task}");
+        check_known(task, &key, &known)?;
+        require(weight > 0.0 && weight.is_finite(), &key, "must be above 0")?;
+    }
     let (key, exponent) = ("sampling.exponent", sampling.exponent);
     require(exponent.is_finite(), key, "must be a number")?;
     let is_bounded = sampling.method != SamplingMethod::Multiples || (0.0..=1.0).contains(&exponent);
@@ -357,6 +371,32 @@ fn check_distill(recipe: &Recipe) -> Checked {
         (Annealing::Constant, Some(l)) if (0.0..=1.0).contains(&l) => Ok(()),
         (Annealing::Constant, _) => {
             Err(invalid("distill.lambda", "'annealing: constant' needs a lambda between 0 and 1"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_column_cannot_be_two_things() {
+        let check = |columns: &str| {
+            let own =
+                format!("{{ name: mine, train: a, dev: b, test: c, type: regression, range: [0, 1], {columns} }}");
+            check_own("t", &serde_norway::from_str(&own).unwrap()).map_err(|e| e.to_string())
+        };
+        assert_eq!(check("text: 0, text_b: b, label: 1"), Ok(()));
+        assert_eq!(check("text: 0, text_b: 1, label: 2, test_text: 1, test_text_b: 2"), Ok(()));
+        for (columns, key) in [
+            ("text: 1, label: 1", "t.label"),
+            ("text: a, label: a", "t.label"),
+            ("text: 0, text_b: -1, label: -1", "t.label"),
+            ("text: 0, text_b: 0, label: 1", "t.text_b"),
+            ("text: 0, text_b: 1, label: 2, test_text: 1, test_text_b: 1", "t.test_text_b"),
+        ] {
+            let message = check(columns).unwrap_err();
+            assert!(message.contains(key) && message.contains(", too; give the one of"), "{columns}: {message}");
         }
     }
 }

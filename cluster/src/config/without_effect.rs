@@ -21,7 +21,13 @@ fn distill(recipe: &Recipe) -> Vec<String> {
     if recipe.mode.teachers().is_some() {
         let why = "with 'annealing: none' the student learns from gold labels alone, as in mode 'single' or 'multi', which \
                    train no teachers for it";
-        return (said.annealing == Annealing::None).then(|| idle("what teachers say", why)).into_iter().collect();
+        let unheard = (said.annealing == Annealing::None).then(|| idle("what teachers say", why));
+        let about_trained = [
+            ("ensemble", said.ensemble != usual.ensemble),
+            ("share_teachers", said.share_teachers != usual.share_teachers),
+        ];
+        let unusual = about_trained.into_iter().filter(|(_, is_unusual)| *is_unusual && all_are_given(recipe));
+        return unheard.into_iter().chain(unusual.map(|(key, _)| idle(&format!("distill.{key}"), ALL_GIVEN))).collect();
     }
     let all = [
         ("annealing", said.annealing != usual.annealing),
@@ -34,11 +40,32 @@ fn distill(recipe: &Recipe) -> Vec<String> {
     unusual.map(|(key, _)| idle(&format!("distill.{key}"), "this mode has no teachers")).collect()
 }
 
+const ALL_GIVEN: &str = "every task's teachers are given, and none is trained";
+
+/// Whether the recipe trains no teachers, although its mode has some.
+fn all_are_given(recipe: &Recipe) -> bool {
+    recipe.data.tasks.iter().all(|task| recipe.distill.teachers.contains_key(task.name()))
+}
+
 fn training(recipe: &Recipe) -> Vec<String> {
     let (train, mode, usual) = (&recipe.train, recipe.mode, TrainSection::default());
     let mut found = vec![];
     if !mode.trains(Breadth::Single) && train.single.search.is_some() {
         found.push(idle("train.single.search", "this mode trains no model of one task"));
+    }
+    let trains_teachers_alone = mode.students() == Breadth::Multi && mode.trains(Breadth::Single);
+    if trains_teachers_alone && train.single.search.is_some() && all_are_given(recipe) {
+        found.push(idle("train.single.search", ALL_GIVEN));
+    }
+    if let (true, Some(search)) = (mode.trains(Breadth::Single), &train.single.search) {
+        let (said, usual) = (&train.single, &usual.single);
+        for (key, is_replaced) in [
+            ("learning_rate", !search.learning_rate.is_empty() && said.learning_rate != usual.learning_rate),
+            ("layerwise_decay", !search.layerwise_decay.is_empty() && said.layerwise_decay != usual.layerwise_decay),
+        ] {
+            let why = format!("train.single.search.{key} is tried in its place");
+            found.extend(is_replaced.then(|| idle(&format!("train.single.{key}"), &why)));
+        }
     }
     if let PerTask::ByTask(factors) = &train.multi.layerwise_decay {
         let names: Vec<&str> = factors.keys().map(String::as_str).filter(|name| *name != "default").collect();
@@ -93,6 +120,19 @@ mod tests {
                 vec!["train.multi.layerwise_decay of rte"],
             ),
             ("distill: { annealing: none }", vec!["what teachers say"]),
+            (
+                "distill: { ensemble: 2, share_teachers: true, teachers: { cola: /a, rte: /b } }\n\
+                 train: { single: { search: { learning_rate: [1.0e-5] } } }",
+                vec!["distill.ensemble", "distill.share_teachers", "train.single.search"],
+            ),
+            (
+                "train: { single: { learning_rate: 1.0e-5, layerwise_decay: { rte: 1.0 }, search: { layerwise_decay: [0.9, 1.0] } } }",
+                vec!["train.single.layerwise_decay"],
+            ),
+            (
+                "train: { single: { learning_rate: 1.0e-5, search: { learning_rate: [2.0e-5] } } }",
+                vec!["train.single.learning_rate"],
+            ),
             ("train: { multi: { rate_batch_size: 512 } }", vec!["train.multi.rate_batch_size"]),
         ] {
             let said = found(more);
@@ -108,6 +148,7 @@ mod tests {
             "mode: multi",
             "mode: single\ntrain: { single: { search: { learning_rate: [1.0e-5] }, layerwise_decay: { rte: 1.0 } } }",
             "sampling: { method: uniform }\ndistill: { ensemble: 2, temperature: 2 }",
+            "distill: { ensemble: 2, teachers: { cola: /a } }",
             "mode: multi\nsampling: { exponent: 1 }\ntrain: { multi: { layerwise_decay: { default: 0.8 } } }",
             "train: { multi: { batch_size: 512, rate_batch_size: 256, rate_scaling: square-root } }",
             "train: { multi: { batch_size: 64 } }",

@@ -180,10 +180,10 @@ impl Trial<'_> {
     fn training(&self, base: &str, sizes: &[TaskSize], settings: &TrainSettings, teachers: Vec<Teacher>) -> TrainStage {
         let recipe = self.recipe;
         let counts: Vec<usize> = sizes.iter().map(|s| s.train).collect();
-        let mixture = Mixture::of(&recipe.sampling, &counts);
+        let tasks: Vec<String> = sizes.iter().map(|s| s.task.clone()).collect();
+        let mixture = Mixture::of(&recipe.sampling, &counts).weighted(&tasks, &recipe.sampling.loss_weights);
         let steps_per_epoch = mixture.examples_per_epoch(&counts).div_ceil(settings.batch_size as u64);
         let total_steps = steps_per_epoch * settings.epochs;
-        let tasks: Vec<String> = sizes.iter().map(|s| s.task.clone()).collect();
         let constant_lambda = match (teachers.is_empty(), recipe.distill.annealing) {
             (true, _) | (false, Annealing::None) => Some(1.0),
             (false, Annealing::Constant) => recipe.distill.constant,

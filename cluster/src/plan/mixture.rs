@@ -1,5 +1,7 @@
 //! How much of each task a stage learns: how often its examples are drawn, and what their losses weigh.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Sampling, SamplingMethod};
@@ -9,7 +11,7 @@ use crate::config::{Sampling, SamplingMethod};
 pub struct Mixture {
     /// How often each task is drawn.
     pub drawing: Drawing,
-    /// What the losses of each task's examples are multiplied with; 1 on the mean over the tasks.
+    /// What the losses of each task's examples are multiplied with.
     pub loss_weights: Vec<f64>,
 }
 
@@ -40,6 +42,17 @@ impl Mixture {
                 Mixture { drawing: Drawing::Multiples(multiples), loss_weights }
             }
         }
+    }
+
+    /// The same with each task's losses multiplied with its factor, 1 if it has none. A model of one task has none to be
+    /// weighed against.
+    #[must_use]
+    pub fn weighted(mut self, tasks: &[String], factors: &BTreeMap<String, f64>) -> Mixture {
+        if tasks.len() > 1 {
+            let factors = tasks.iter().map(|task| factors.get(task).copied().unwrap_or(1.0));
+            self.loss_weights.iter_mut().zip(factors).for_each(|(weight, factor)| *weight *= factor);
+        }
+        self
     }
 
     /// Examples that make an epoch.
@@ -142,7 +155,8 @@ mod tests {
     #[test]
     fn multiples_on_glue_are_the_references() {
         let sizes = REFERENCE.map(|(size, _, _)| size);
-        let mixture = Mixture::of(&Sampling { method: SamplingMethod::Multiples, exponent: 0.75 }, &sizes);
+        let sampling = Sampling { method: SamplingMethod::Multiples, ..Sampling::default() };
+        let mixture = Mixture::of(&sampling, &sizes);
         assert_eq!(mixture.drawing, Drawing::Multiples(REFERENCE.map(|(_, multiple, _)| multiple).to_vec()));
         for (weight, (size, _, expected)) in mixture.loss_weights.iter().zip(REFERENCE) {
             assert!((weight - expected).abs() < 0.5e-5, "{size}: {weight} against {expected}");
@@ -154,8 +168,24 @@ mod tests {
 
     #[test]
     fn uniform_draws_all_tasks_alike() {
-        let mixture = Mixture::of(&Sampling { method: SamplingMethod::Uniform, exponent: 0.75 }, &[1000, 10]);
+        let sampling = Sampling { method: SamplingMethod::Uniform, ..Sampling::default() };
+        let mixture = Mixture::of(&sampling, &[1000, 10]);
         assert_eq!(mixture.drawing, Drawing::Random(vec![0.5, 0.5]));
         assert_eq!((mixture.loss_weights.as_slice(), mixture.examples_per_epoch(&[1000, 10])), (&[1.0, 1.0][..], 1010));
+    }
+
+    #[test]
+    fn a_task_may_weigh_more_than_it_would_among_others() {
+        let sizes = REFERENCE.map(|(size, _, _)| size);
+        let mixture = Mixture::of(&Sampling { method: SamplingMethod::Multiples, ..Sampling::default() }, &sizes);
+        let tasks = ["mnli", "qqp", "qnli", "sst2", "stsb", "cola", "mrpc", "rte"].map(str::to_owned);
+        let factors = BTreeMap::from([("stsb".to_owned(), 10.0)]);
+        let weighted = mixture.clone().weighted(&tasks, &factors);
+        for (i, (found, usual)) in weighted.loss_weights.iter().zip(&mixture.loss_weights).enumerate() {
+            assert_eq!(*found, if i == 4 { 10.0 * usual } else { *usual });
+        }
+        assert_eq!(weighted.drawing, mixture.drawing);
+        let alone = Mixture::of(&Sampling::default(), &[5_749]);
+        assert_eq!(alone.clone().weighted(&["stsb".to_owned()], &factors), alone);
     }
 }

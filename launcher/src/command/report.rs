@@ -1,6 +1,6 @@
 //! `bam report`: the results of runs, finished or not, from their directories alone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use bam_cluster::config;
@@ -19,6 +19,12 @@ pub enum ReportError {
     /// Nobody has said where the page of several runs belongs.
     #[error("a page on several runs has no place of its own: say where it is written (--to report.html)")]
     NoPlace,
+    /// A run would be compared with itself.
+    #[error("{directory} is there twice; name each run once")]
+    Twice {
+        /// As given.
+        directory: PathBuf,
+    },
     /// Scores are a table of one kind of things.
     #[error("--tests has no place in CSV, which has one score a line; leave it out, or choose another --format")]
     TestsInCsv,
@@ -26,7 +32,9 @@ pub enum ReportError {
 
 /// Makes the report of one run or several.
 pub fn run(arguments: &ReportArguments) -> anyhow::Result<u8> {
-    let runs: Vec<JudgedRun> = arguments.run_dirs.iter().map(|d| judged(d)).collect::<Result<_, _>>()?;
+    refuse_twice(&arguments.run_dirs)?;
+    let mut runs: Vec<JudgedRun> = arguments.run_dirs.iter().map(|d| judged(d)).collect::<Result<_, _>>()?;
+    tell_apart(&mut runs);
     let ReportArguments { tests, published, to, .. } = arguments;
     let text = match if arguments.json { ReportFormat::Json } else { arguments.format } {
         ReportFormat::Html => {
@@ -54,6 +62,26 @@ pub fn run(arguments: &ReportArguments) -> anyhow::Result<u8> {
         None => super::print(&text)?,
     }
     Ok(exit_code::DONE)
+}
+
+fn refuse_twice(directories: &[PathBuf]) -> Result<(), ReportError> {
+    // One that is not there is another error, with a name of its own.
+    let real: Vec<Option<PathBuf>> = directories.iter().map(|directory| directory.canonicalize().ok()).collect();
+    let twice = |i: &usize| real[*i].is_some() && real[..*i].contains(&real[*i]);
+    match (0..real.len()).find(twice) {
+        Some(i) => Err(ReportError::Twice { directory: directories[i].clone() }),
+        None => Ok(()),
+    }
+}
+
+/// Runs of the same name go by their directories.
+fn tell_apart(runs: &mut [JudgedRun]) {
+    let names: Vec<String> = runs.iter().map(|run| run.results.name.clone()).collect();
+    for run in runs {
+        if names.iter().filter(|name| **name == run.results.name).count() > 1 {
+            run.results.name = run.run.path().display().to_string();
+        }
+    }
 }
 
 /// Writes the page on these runs.
@@ -87,6 +115,7 @@ fn for_programs(runs: &[JudgedRun], with_tests: bool, with_published: bool) -> a
     let comparison = Comparison::of(runs);
     let mut value = json!({
         "runs": runs.iter().map(|run| run.results.to_json()).collect::<Vec<_>>(),
+        "cautions": comparison.cautions,
         "changes": comparison.changes.iter().map(|c| c.to_json(&comparison, with_published)).collect::<Vec<_>>(),
     });
     if with_tests {
@@ -117,4 +146,24 @@ pub(super) fn plan_of(run: &RunDir) -> anyhow::Result<Plan> {
     }
     let plan: Option<Plan> = files::read_json(&run.plan()).with_context(|| run.plan().display().to_string())?;
     Ok(plan.ok_or_else(|| not_a_run("plan.json"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_named_once_by_whichever_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+        std::fs::create_dir(&a).unwrap();
+        std::fs::create_dir(&b).unwrap();
+        refuse_twice(&[a.clone(), b.clone()]).unwrap();
+        let again = b.join("../a");
+        let message = refuse_twice(&[a.clone(), b, again]).unwrap_err().to_string();
+        assert!(message.ends_with("b/../a is there twice; name each run once"), "{message}");
+        // What is not there is said elsewhere.
+        let gone = dir.path().join("gone");
+        refuse_twice(&[gone.clone(), gone]).unwrap();
+    }
 }

@@ -64,7 +64,8 @@ impl Alteration {
             restored.distill.constant = None;
             found
         } else if !lacks_sampling(whole) && lacks_sampling(altered) {
-            restored.sampling = whole.sampling.clone();
+            let loss_weights = altered.sampling.loss_weights.clone();
+            restored.sampling = Sampling { loss_weights, ..whole.sampling.clone() };
             Alteration::NoTaskSampling
         } else if !is_flat(&whole.train.multi, whole) && is_flat(&altered.train.multi, altered) {
             restored.train.multi.layerwise_decay = whole.train.multi.layerwise_decay.clone();
@@ -87,8 +88,17 @@ fn constant_lambda(recipe: &Recipe) -> Option<Alteration> {
     }
 }
 
+/// Whether nothing is left out of the method that the paper's ablations leave out, and no task weighs more than in it.
+fn is_whole(recipe: &Recipe) -> bool {
+    let is_annealed = recipe.mode.teachers().is_none() || recipe.distill.annealing == Annealing::Linear;
+    is_annealed
+        && recipe.sampling.loss_weights.is_empty()
+        && !lacks_sampling(recipe)
+        && !is_flat(&recipe.train.multi, recipe)
+}
+
 fn lacks_sampling(recipe: &Recipe) -> bool {
-    let Sampling { method, exponent } = recipe.sampling;
+    let Sampling { method, exponent, .. } = recipe.sampling;
     method == SamplingMethod::Uniform || method == SamplingMethod::Proportional && (exponent == 0.0 || exponent == 1.0)
 }
 
@@ -149,7 +159,8 @@ fn alteration(whole: &Line, altered: &Line) -> Option<Alteration> {
         return (is_last(whole) && ptr::eq(whole.of, altered.of)).then_some(Alteration::FineTuning);
     }
     let same_kind = is_last(whole) && is_last(altered) && mode(whole) == mode(altered);
-    same_kind.then(|| Alteration::between(&whole.of.recipe, &altered.of.recipe)).flatten()
+    let same_dev = whole.of.judged_otherwise(altered.of).is_empty();
+    (same_kind && same_dev).then(|| Alteration::between(&whole.of.recipe, &altered.of.recipe)).flatten()
 }
 
 impl Change {
@@ -179,9 +190,12 @@ impl Change {
         format!("{}, {}{against}", label(named), what.title())
     }
 
-    /// What the paper says of it, in points.
+    /// What the paper says of it, in points; nothing where it has not been done to the whole method.
     pub fn published(&self, comparison: &Comparison) -> Option<f64> {
         let mode = self.mode(comparison);
+        if !is_whole(&comparison.lines[self.from].of.recipe) {
+            return None;
+        }
         published::CHANGES.iter().find(|c| (c.mode, c.what) == (mode, self.what)).map(|c| c.points)
     }
 
@@ -292,6 +306,7 @@ mod tests {
             "distill: { annealing: constant, lambda: 0.3 }",
             "distill: { annealing: constant, lambda: 0 }\nsampling: { exponent: 1 }",
             "distill: { annealing: constant, lambda: 0, temperature: 2 }",
+            "sampling: { exponent: 1, loss_weights: { rte: 2 } }",
         ] {
             assert_eq!(found(more), None, "{more}");
         }

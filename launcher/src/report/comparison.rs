@@ -4,6 +4,7 @@
 use bam_cluster::task::Metric;
 use serde_json::{Value, json};
 
+use super::cautions;
 use super::changes::{self, Change};
 use super::judged_run::JudgedRun;
 use super::layout::{plain_table, scale};
@@ -21,6 +22,8 @@ pub struct Comparison<'a> {
     pub changes: Vec<Change>,
     /// What has to be said: models that have collapsed, stages that are not complete; of which run, if there are several.
     pub notes: Vec<String>,
+    /// What keeps lines from being compared.
+    pub cautions: Vec<String>,
 }
 
 /// One line: a kind of models of one run.
@@ -63,7 +66,8 @@ impl<'a> Comparison<'a> {
         }
         let lines: Vec<Line> = columns().map(line).collect();
         let changes = changes::find(&lines);
-        Comparison { lines, tasks, changes, notes: notes(runs) }
+        let cautions = cautions::of(runs, &tasks);
+        Comparison { lines, tasks, changes, notes: notes(runs), cautions }
     }
 
     /// Each task with its main metric alone, as averages are made of them.
@@ -111,7 +115,7 @@ impl<'a> Comparison<'a> {
         if with_published {
             text += &format!("{ABOUT_PUBLISHED}\n");
         }
-        text += &self.notes.iter().map(|note| format!("{note}\n")).collect::<String>();
+        text += &self.notes.iter().chain(&self.cautions).map(|note| format!("{note}\n")).collect::<String>();
         let (header, rows) = changes::rows(self, with_published);
         if !rows.is_empty() {
             text += &format!("\n{ABOUT_CHANGES}\n{}", table((header, rows)));

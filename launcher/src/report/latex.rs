@@ -3,7 +3,7 @@
 use bam_cluster::task::Metric;
 
 use super::changes;
-use super::comparison::{Comparison, Line};
+use super::comparison::{ABOUT_CHANGES, ABOUT_PUBLISHED, Comparison, Line};
 use super::layout::scale;
 use super::models::Summary;
 use super::published;
@@ -32,23 +32,33 @@ pub fn render(comparison: &Comparison, tests: &[Test], with_published: bool) -> 
             text += &format!("{} (published) & {average:.1}{scores} \\\\\n", escape(model));
         }
     }
-    comments(comparison, tests) + &text + &changed(comparison, with_published) + "\\bottomrule\n\\end{tabular}\n"
+    comments(comparison, tests, with_published)
+        + &text
+        + &changed(comparison, with_published)
+        + "\\bottomrule\n\\end{tabular}\n"
 }
 
 /// What has to be known of the table, as comments.
-fn comments(comparison: &Comparison, tests: &[Test]) -> String {
+fn comments(comparison: &Comparison, tests: &[Test], with_published: bool) -> String {
     let mut said = vec![
         "Needs \\usepackage{booktabs}. Dev sets, in percent; of several models the median and [lowest--highest]."
             .to_owned(),
         format!("{ABOUT_AVERAGES}."),
     ];
     if !tests.is_empty() {
-        let marks = "$^{s}$, $^{m}$: differs from Single, Multi by more than chance (p < 0.05, corrected after Holm).";
+        let marks = "$^{s}$, $^{m}$: differs from Single, Multi (of several, from one at least) by more than chance (p < 0.05, \
+                     corrected after Holm).";
         said.push(marks.to_owned());
     }
     let seeds = comparison.lines.iter().map(|line| format!("{} {}", line.label, line.column.seeds()));
     said.push(format!("Seeds: {}.", seeds.collect::<Vec<_>>().join(", ")));
-    said.extend(comparison.notes.iter().cloned());
+    if with_published {
+        said.push(format!("{ABOUT_PUBLISHED}."));
+    }
+    if !comparison.changes.is_empty() || with_published {
+        said.push(format!("{ABOUT_CHANGES}."));
+    }
+    said.extend(comparison.notes.iter().chain(&comparison.cautions).cloned());
     said.into_iter().map(|line| format!("% {}\n", line.replace('\n', " "))).collect()
 }
 
@@ -81,6 +91,8 @@ fn row(comparison: &Comparison, tests: &[Test], number: usize, line: &Line) -> S
         let of_this = tests.iter().filter(|t| t.line == number && t.task.as_deref() == task && t.is_significant());
         let letter = |test: &Test| comparison.lines[test.baseline].column.kind.key.chars().next();
         let mut letters: Vec<char> = of_this.filter_map(letter).collect();
+        // Single's first.
+        letters.sort_unstable_by(|a, b| b.cmp(a));
         letters.dedup();
         let letters = letters.into_iter().map(String::from).collect::<Vec<_>>().join(",");
         if letters.is_empty() { letters } else { format!("$^{{{letters}}}$") }

@@ -1,6 +1,7 @@
 //! The results of runs: collected from their stages' scores, shown as a table, as JSON, CSV, LaTeX or a page.
 
 mod average;
+mod cautions;
 mod changes;
 mod comparison;
 mod curves;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::comparison::{Comparison, Line};
 use super::layout::{plain_table, scale};
 use super::predictions::{self, Predictions};
-use super::statistics::{RESAMPLES, bootstrap, holm, mann_whitney, mean_metric};
+use super::statistics::{Paired, holm, mann_whitney, resamples};
 
 /// Of the bootstrap's draws: the same answers have the same p in every report.
 const SEED: u64 = 1;
@@ -79,15 +79,21 @@ impl Test {
 /// Predictions cannot be read, or are of other dev examples.
 pub fn tests(comparison: &Comparison) -> anyhow::Result<Vec<Test>> {
     let lines = &comparison.lines;
-    let mut tests = vec![];
+    let mut found = vec![];
     for (baseline, against) in lines.iter().enumerate().filter(|(_, line)| line.is_baseline()) {
         for (line, tested) in lines.iter().enumerate().filter(|(_, l)| l.column.kind != against.column.kind) {
             // Single and Multi are compared once.
             if !tested.is_baseline() || against.column.kind.key == "single" {
-                tests.extend(compare(comparison, baseline, line)?);
+                found.extend(compare(comparison, baseline, line)?);
             }
         }
     }
+    let resamples = resamples(found.len());
+    let made = |(test, answers): (Test, Option<Paired>)| match answers {
+        Some(answers) => Test { p: answers.bootstrap(SEED, resamples), ..test },
+        None => test,
+    };
+    let mut tests: Vec<Test> = found.into_iter().map(made).collect();
     let corrected = holm(&tests.iter().map(|t| t.p).collect::<Vec<_>>());
     for (test, p) in tests.iter_mut().zip(corrected) {
         test.corrected = p;
@@ -109,8 +115,9 @@ pub fn how(tests: &[Test], comparison: &Comparison) -> String {
         _ => "averages: Mann–Whitney's U over trials",
     };
     format!(
-        "tests, two-sided; tasks: paired bootstrap over dev examples ({RESAMPLES} resamples) of the mean over trials; \
-         {averages}; p corrected for {} tests after Holm",
+        "tests, two-sided; tasks: paired bootstrap over dev examples ({} resamples) of the mean over trials; {averages}; p \
+         corrected for {} tests after Holm",
+        resamples(tests.len()),
         tests.len()
     )
 }
@@ -139,21 +146,24 @@ pub fn render(tests: &[Test], comparison: &Comparison) -> String {
     format!("\n{}\n{}", how(tests, comparison), plain_table(&header, 1, &rows))
 }
 
-fn compare(comparison: &Comparison, baseline: usize, line: usize) -> anyhow::Result<Vec<Test>> {
+/// Two lines on each task, with the answers by which p is yet to be found, and on the average.
+fn compare(comparison: &Comparison, baseline: usize, line: usize) -> anyhow::Result<Vec<(Test, Option<Paired>)>> {
     let (against, tested) = (&comparison.lines[baseline], &comparison.lines[line]);
-    let test = |task: Option<&String>, metric: Option<Metric>, difference: f64, p: f64| Test {
+    let test = |task: Option<&String>, difference: f64, is_better: bool, p: f64| Test {
         task: task.cloned(),
         line,
         baseline,
         difference,
-        is_better: if metric.is_none_or(Metric::is_share) { difference > 0.0 } else { difference < 0.0 },
+        is_better,
         p,
         corrected: p,
     };
     let mut tests = vec![];
     for (task, metric) in &comparison.tasks {
-        if let Some((difference, p)) = compare_on(against, tested, task, *metric)? {
-            tests.push(test(Some(task), Some(*metric), difference, p));
+        if let Some(answers) = paired(against, tested, task, *metric)? {
+            let difference = answers.difference();
+            let is_better = if metric.is_share() { difference > 0.0 } else { difference < 0.0 };
+            tests.push((test(Some(task), scale(*metric).0 * difference, is_better, 1.0), Some(answers)));
         }
     }
     let whole = comparison.main_metrics();
@@ -161,26 +171,25 @@ fn compare(comparison: &Comparison, baseline: usize, line: usize) -> anyhow::Res
     // One trial says nothing about how trials differ.
     if let (Some(p), true) = (mann_whitney(&a.each, &b.each), a.each.len().min(b.each.len()) > 1) {
         let difference = 100.0 * (b.middle.unwrap_or_default() - a.middle.unwrap_or_default());
-        tests.push(test(None, None, difference, p));
+        tests.push((test(None, difference, difference > 0.0, p), None));
     }
     Ok(tests)
 }
 
-/// Difference and p on one task; none where one of them has no models of it.
-fn compare_on(against: &Line, tested: &Line, task: &str, metric: Metric) -> anyhow::Result<Option<(f64, f64)>> {
+/// What two lines answered on a task; none if one of them has no models there.
+fn paired(against: &Line, tested: &Line, task: &str, metric: Metric) -> anyhow::Result<Option<Paired>> {
     let (a, b) = (answers(against, task)?, answers(tested, task)?);
-    let (Some(first), Some(_)) = (a.first(), b.first()) else { return Ok(None) };
-    let same = a.iter().chain(&b).all(|p| p.ids == first.ids && p.gold == first.gold);
+    let (Some(first), false) = (a.first(), b.is_empty()) else { return Ok(None) };
+    let same = |p: &Predictions| p.ids == first.ids && p.gold == first.gold;
     ensure!(
-        same,
+        a.iter().chain(&b).all(same),
         "task '{task}': {} and {} were judged on other dev examples; compare runs of the same data",
         against.of.run.path().display(),
         tested.of.run.path().display()
     );
-    let models = |all: &[Predictions]| all.iter().map(|p| p.answers.clone()).collect::<Vec<_>>();
-    let (a, b) = (models(&a), models(&b));
-    let difference = mean_metric(metric, &b, &first.gold) - mean_metric(metric, &a, &first.gold);
-    Ok(Some((scale(metric).0 * difference, bootstrap(metric, &a, &b, &first.gold, SEED))))
+    let labels = first.gold.clone();
+    let models = |all: Vec<Predictions>| all.into_iter().map(|p| p.answers).collect::<Vec<_>>();
+    Ok(Some(Paired { metric, a: models(a), b: models(b), labels }))
 }
 
 /// What all models of a line answered on a task.

@@ -1,12 +1,19 @@
 //! Whether a difference is more than chance: medians, bootstrap, Mann–Whitney's U and Holm's correction, as pure
 //! functions.
 
-use bam_cluster::metrics;
+use std::num::NonZero;
+use std::{panic, thread};
+
+use bam_cluster::metrics::{self, Judge};
 use bam_cluster::plan::Stream;
 use bam_cluster::task::Metric;
 
-/// How often dev examples are drawn anew.
-pub const RESAMPLES: usize = 2000;
+/// How often dev examples are drawn anew at least.
+const FEWEST_RESAMPLES: usize = 2000;
+/// How many draws, one after the other, follow from one seed.
+const DRAWS_AT_ONCE: usize = 500;
+/// Draws that are as far off as the observed difference differ from it by rounding.
+const ROUNDING: f64 = 1e-12;
 /// Up to so many values altogether, Mann–Whitney's p is counted out; beyond, or with ties, it is approximated.
 const COUNTED_OUT: usize = 40;
 
@@ -23,32 +30,74 @@ pub fn median(values: &[f64]) -> Option<f64> {
 }
 
 /// Mean metric of several models' predictions for the same examples, as scores count.
-pub fn mean_metric(metric: Metric, models: &[Vec<f32>], labels: &[f32]) -> f64 {
-    let value = |predictions: &Vec<f32>| {
-        metrics::counted(metric, metrics::value(metric, predictions, labels)).unwrap_or_default()
-    };
-    models.iter().map(value).sum::<f64>() / models.len().max(1) as f64
+fn mean_metric(metric: Metric, models: &[Vec<f32>], labels: &[f32]) -> f64 {
+    mean_counted(metric, models.iter().map(|predictions| metrics::value(metric, predictions, labels)), models.len())
 }
 
-/// Two-sided p of "on examples like these, `a` and `b` are equally good" by the paired bootstrap (Efron & Tibshirani
-/// 1993, chapter 16): dev examples are drawn anew, with replacement, the same ones for all models, and p is the share of
-/// draws whose difference of means over models is as far from the observed one as that is from 0. `a` and `b` hold
-/// predictions of one or more models (of several trials), all in the order of `labels`.
-pub fn bootstrap(metric: Metric, a: &[Vec<f32>], b: &[Vec<f32>], labels: &[f32], seed: u64) -> f64 {
-    let difference = |a: &[Vec<f32>], b: &[Vec<f32>], labels: &[f32]| {
-        mean_metric(metric, b, labels) - mean_metric(metric, a, labels)
-    };
-    let observed = difference(a, b, labels);
-    let mut random = Stream::named(&["bootstrap", &seed.to_string()]);
-    let mut as_far = 0;
-    for _ in 0..RESAMPLES {
-        let drawn: Vec<usize> = (0..labels.len()).map(|_| random.below(labels.len() as u64) as usize).collect();
-        let pick = |values: &[f32]| drawn.iter().map(|&i| values[i]).collect::<Vec<f32>>();
-        let models = |models: &[Vec<f32>]| models.iter().map(|m| pick(m)).collect::<Vec<_>>();
-        let there = difference(&models(a), &models(b), &pick(labels));
-        as_far += usize::from((there - observed).abs() >= observed.abs());
+fn mean_counted(metric: Metric, scores: impl Iterator<Item = Option<f64>>, models: usize) -> f64 {
+    scores.map(|score| metrics::counted(metric, score).unwrap_or_default()).sum::<f64>() / models.max(1) as f64
+}
+
+/// How often dev examples are drawn anew for each of so many tests, which are corrected together: so often that a p can be
+/// below 0.01 even when it has been multiplied by their number.
+pub fn resamples(tests: usize) -> usize {
+    FEWEST_RESAMPLES.max(100 * tests)
+}
+
+/// Answers of two kinds of models to the same dev examples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Paired {
+    /// By which the answers are judged.
+    pub metric: Metric,
+    /// Answers of the models of one kind, of several trials, each \[N\].
+    pub a: Vec<Vec<f32>>,
+    /// Those of the other kind.
+    pub b: Vec<Vec<f32>>,
+    /// What would have been right, \[N\].
+    pub labels: Vec<f32>,
+}
+
+impl Paired {
+    /// Mean metric of the models of the second kind less that of the first, as scores count.
+    pub fn difference(&self) -> f64 {
+        mean_metric(self.metric, &self.b, &self.labels) - mean_metric(self.metric, &self.a, &self.labels)
     }
-    (as_far + 1) as f64 / (RESAMPLES + 1) as f64
+
+    /// Two-sided p of "on examples like these, both kinds are equally good" by the paired bootstrap (Efron & Tibshirani
+    /// 1993, chapter 16): dev examples are drawn anew, with replacement, the same ones for all models, and p is the share of
+    /// draws whose difference of means over models is as far from the observed one as that is from 0.
+    pub fn bootstrap(&self, seed: u64, resamples: usize) -> f64 {
+        let judges = |models: &[Vec<f32>]| -> Vec<Judge> {
+            models.iter().map(|predictions| Judge::new(self.metric, predictions, &self.labels)).collect()
+        };
+        let (a, b, examples) = (judges(&self.a), judges(&self.b), self.labels.len());
+        let mean = |judges: &[Judge], times: &[u32]| {
+            mean_counted(self.metric, judges.iter().map(|judge| judge.value(times)), judges.len())
+        };
+        let difference = |times: &[u32]| mean(&b, times) - mean(&a, times);
+        let observed = difference(&vec![1; examples]);
+        let as_far_of = |chunk: usize| {
+            let mut random = Stream::named(&["bootstrap", &seed.to_string(), &chunk.to_string()]);
+            let draws = DRAWS_AT_ONCE.min(resamples - chunk * DRAWS_AT_ONCE);
+            let mut is_as_far = || {
+                let mut times = vec![0; examples];
+                for _ in 0..examples {
+                    times[random.below(examples as u64) as usize] += 1;
+                }
+                (difference(&times) - observed).abs() >= observed.abs() - ROUNDING
+            };
+            (0..draws).filter(|_| is_as_far()).count()
+        };
+        let chunks = resamples.div_ceil(DRAWS_AT_ONCE);
+        let helpers = thread::available_parallelism().map_or(1, NonZero::get).min(chunks);
+        let of_helper = |first: usize| (first..chunks).step_by(helpers).map(as_far_of).sum::<usize>();
+        let as_far: usize = thread::scope(|scope| {
+            let of_helper = &of_helper;
+            let all: Vec<_> = (0..helpers).map(|first| scope.spawn(move || of_helper(first))).collect();
+            all.into_iter().map(|helper| helper.join().unwrap_or_else(|e| panic::resume_unwind(e))).sum()
+        });
+        (as_far + 1) as f64 / (resamples + 1) as f64
+    }
 }
 
 /// Two-sided p of "`a` and `b` come from the same distribution" by Mann & Whitney's (1947) U: counted out for few values
@@ -165,8 +214,10 @@ mod tests {
         let wrong_at =
             |every: usize| (0..200).map(|i| if i % every == 0 { 1.0 - labels[i] } else { labels[i] }).collect();
         let (poor, good): (Vec<f32>, Vec<f32>) = (wrong_at(3), wrong_at(20));
-        let one = std::slice::from_ref;
-        let p = |a: &Vec<f32>, b: &Vec<f32>| bootstrap(Metric::Accuracy, one(a), one(b), &labels, 1);
+        let p = |a: &Vec<f32>, b: &Vec<f32>| {
+            let (a, b, labels) = (vec![a.clone()], vec![b.clone()], labels.clone());
+            Paired { metric: Metric::Accuracy, a, b, labels }.bootstrap(1, 2000)
+        };
         assert!(p(&poor, &good) < 0.001);
         close(p(&good, &good), 1.0);
         // One example more right of 200 is nothing.
@@ -174,5 +225,28 @@ mod tests {
         better[0] = labels[0];
         assert!(p(&good, &better) > 0.3);
         assert_eq!(p(&poor, &good), p(&poor, &good));
+    }
+    /// Of two examples one model has the first right, the other none: a draw has the first example twice, once or not at all
+    /// (1 : 2 : 1), and its difference is 1, 0.5 or 0, of which the observed 0.5 is as far from 1 and from 0 as from nothing.
+    #[test]
+    fn draws_as_far_off_as_the_observed_difference_count() {
+        let (labels, a, b) = (vec![1.0, 1.0], vec![vec![0.0, 0.0]], vec![vec![1.0, 0.0]]);
+        let p = Paired { metric: Metric::Accuracy, a, b, labels }.bootstrap(1, 20_000);
+        assert!((p - 0.5).abs() < 0.02, "{p}");
+        // Thirds, whose differences are rounded.
+        let (labels, a, b) = (vec![1.0; 3], vec![vec![0.0; 3]], vec![vec![1.0, 0.0, 0.0]]);
+        let p = Paired { metric: Metric::Accuracy, a, b, labels }.bootstrap(1, 20_000);
+        // The first example is drawn 0, 1, 2, 3 times with 8 : 12 : 6 : 1 of 27.
+        assert!((p - 15.0 / 27.0).abs() < 0.02, "{p}");
+    }
+
+    #[test]
+    fn a_large_family_can_still_find_a_difference() {
+        let labels = vec![1.0; 50];
+        let all = Paired { metric: Metric::Accuracy, a: vec![vec![0.0; 50]], b: vec![labels.clone()], labels };
+        for family in [1, 20, 189] {
+            let p = all.bootstrap(1, resamples(family));
+            assert!(holm(&vec![p; family])[0] < 0.01 + 1e-9, "{family}: {p}");
+        }
     }
 }

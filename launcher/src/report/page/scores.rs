@@ -41,6 +41,9 @@ pub fn section(content: &Content) -> anyhow::Result<Markup> {
                     }
                 }
             }
+            @if several && !comparison.cautions.is_empty() {
+                p.note { @for caution in &comparison.cautions { (caution) br; } }
+            }
             @if several || content.with_published { (changed(content)) }
             div.pair {
                 (every_model(comparison)?)

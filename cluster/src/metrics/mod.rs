@@ -1,9 +1,14 @@
 //! GLUE's metrics as pure functions of predictions and gold labels, with the values that scikit-learn and SciPy give.
 
+mod judge;
+
 use std::collections::BTreeSet;
 
 use crate::stage_record::TaskScores;
 use crate::task::{Kind, Metric};
+use judge::ratio;
+
+pub use judge::Judge;
 
 /// All `metrics` of one task. `predictions` and `labels` are \[N\] in the same order: class indices, or scores on the
 /// task's own scale.
@@ -18,7 +23,7 @@ pub fn score(kind: &Kind, metrics: &[Metric], predictions: &[f32], labels: &[f32
 }
 
 /// What a score counts as wherever several are put together or compared. A correlation that is undefined, because
-/// predictions (or labels) are all the same, counts as 0, which [`matthews`] gives in that case: such predictions tell
+/// predictions (or labels) are all the same, counts as 0, which Matthews' gives in that case: such predictions tell
 /// nothing. Any other metric that is undefined has no example to judge, and stays undefined.
 pub fn counted(metric: Metric, score: Option<f64>) -> Option<f64> {
     score.or_else(|| matches!(metric, Metric::Pearson | Metric::Spearman).then_some(0.0))
@@ -26,70 +31,7 @@ pub fn counted(metric: Metric, score: Option<f64>) -> Option<f64> {
 
 /// One metric; arguments as for [`score`]. `None` where it is undefined.
 pub fn value(metric: Metric, predictions: &[f32], labels: &[f32]) -> Option<f64> {
-    match metric {
-        Metric::Accuracy => accuracy(predictions, labels),
-        Metric::F1 => f1(predictions, labels),
-        Metric::Matthews => matthews(predictions, labels),
-        Metric::Pearson => pearson(predictions, labels),
-        Metric::Spearman => spearman(predictions, labels),
-        Metric::Mse => mse(predictions, labels),
-    }
-}
-
-/// Share of right answers; `None` without examples.
-pub fn accuracy(predictions: &[f32], labels: &[f32]) -> Option<f64> {
-    let right = classes(predictions, labels).filter(|(p, l)| p == l).count();
-    ratio(right as f64, labels.len() as f64)
-}
-
-/// F1 of class 1; 0 if nobody predicts it and nothing has it. `None` without examples.
-pub fn f1(predictions: &[f32], labels: &[f32]) -> Option<f64> {
-    if labels.is_empty() {
-        return None;
-    }
-    let count =
-        |wanted: (bool, bool)| classes(predictions, labels).filter(|&(p, l)| (p == 1, l == 1) == wanted).count() as f64;
-    let hits = 2.0 * count((true, true));
-    Some(ratio(hits, hits + count((true, false)) + count((false, true))).unwrap_or(0.0))
-}
-
-/// Matthews correlation of any number of classes, −1 to 1; 0 where it is undefined (all predictions or all labels the
-/// same). `None` without examples.
-pub fn matthews(predictions: &[f32], labels: &[f32]) -> Option<f64> {
-    let pairs: Vec<(i64, i64)> = classes(predictions, labels).collect();
-    if pairs.is_empty() {
-        return None;
-    }
-    let seen: BTreeSet<i64> = pairs.iter().flat_map(|&(p, l)| [p, l]).collect();
-    let n = pairs.len() as f64;
-    let right = pairs.iter().filter(|(p, l)| p == l).count() as f64;
-    let (mut both, mut of_predictions, mut of_labels) = (0.0, 0.0, 0.0);
-    for class in seen {
-        let predicted = pairs.iter().filter(|(p, _)| *p == class).count() as f64;
-        let true_ones = pairs.iter().filter(|(_, l)| *l == class).count() as f64;
-        both += predicted * true_ones;
-        of_predictions += predicted * predicted;
-        of_labels += true_ones * true_ones;
-    }
-    let denominator = ((n * n - of_predictions) * (n * n - of_labels)).sqrt();
-    Some(ratio(right * n - both, denominator).unwrap_or(0.0))
-}
-
-/// Pearson correlation, −1 to 1; `None` where it is undefined (fewer than two examples, constant or non-finite input).
-pub fn pearson(predictions: &[f32], labels: &[f32]) -> Option<f64> {
-    correlation(&wide(predictions)?, &wide(labels)?)
-}
-
-/// Spearman rank correlation, −1 to 1; equal values share the mean of their ranks. `None` where it is undefined (fewer
-/// than two examples, constant or non-finite input).
-pub fn spearman(predictions: &[f32], labels: &[f32]) -> Option<f64> {
-    correlation(&ranks(&wide(predictions)?), &ranks(&wide(labels)?))
-}
-
-/// Mean squared error; `None` without examples or with non-finite input.
-pub fn mse(predictions: &[f32], labels: &[f32]) -> Option<f64> {
-    let (x, y) = (wide(predictions)?, wide(labels)?);
-    ratio(x.iter().zip(&y).map(|(x, y)| (x - y).powi(2)).sum(), y.len() as f64)
+    Judge::new(metric, predictions, labels).value(&vec![1; labels.len()])
 }
 
 /// How far apart a regression's predictions are, measured by the labels; see [`TaskScores::spread`].
@@ -108,46 +50,8 @@ fn class(value: f32) -> i64 {
     value.round() as i64
 }
 
-fn classes(predictions: &[f32], labels: &[f32]) -> impl Iterator<Item = (i64, i64)> {
-    predictions.iter().zip(labels).map(|(p, l)| (class(*p), class(*l)))
-}
-
-fn ratio(numerator: f64, denominator: f64) -> Option<f64> {
-    (denominator != 0.0).then(|| numerator / denominator)
-}
-
 fn wide(values: &[f32]) -> Option<Vec<f64>> {
     values.iter().map(|v| v.is_finite().then(|| f64::from(*v))).collect()
-}
-
-fn correlation(x: &[f64], y: &[f64]) -> Option<f64> {
-    let constant = |values: &[f64]| values.iter().all(|v| *v == values[0]);
-    if x.len() != y.len() || x.len() < 2 || constant(x) || constant(y) {
-        return None;
-    }
-    let centred = |values: &[f64]| {
-        let mean = values.iter().sum::<f64>() / values.len() as f64;
-        values.iter().map(|v| v - mean).collect::<Vec<f64>>()
-    };
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let (x, y) = (centred(x), centred(y));
-    ratio(dot(&x, &y), dot(&x, &x).sqrt() * dot(&y, &y).sqrt()).map(|r| r.clamp(-1.0, 1.0))
-}
-
-/// Ranks from 1; equal values share the mean of theirs.
-fn ranks(values: &[f64]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
-    let mut ranks = vec![0.0; values.len()];
-    let mut start = 0;
-    for group in order.chunk_by(|&a, &b| values[a] == values[b]) {
-        let mean = start as f64 + (group.len() as f64 + 1.0) / 2.0;
-        for &i in group {
-            ranks[i] = mean;
-        }
-        start += group.len();
-    }
-    ranks
 }
 
 #[cfg(test)]
@@ -155,6 +59,28 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const ALL: [Metric; 5] = [Metric::Accuracy, Metric::F1, Metric::Matthews, Metric::Pearson, Metric::Spearman];
+
+    fn accuracy(predictions: &[f32], labels: &[f32]) -> Option<f64> {
+        value(Metric::Accuracy, predictions, labels)
+    }
+
+    fn f1(predictions: &[f32], labels: &[f32]) -> Option<f64> {
+        value(Metric::F1, predictions, labels)
+    }
+
+    fn matthews(predictions: &[f32], labels: &[f32]) -> Option<f64> {
+        value(Metric::Matthews, predictions, labels)
+    }
+
+    fn pearson(predictions: &[f32], labels: &[f32]) -> Option<f64> {
+        value(Metric::Pearson, predictions, labels)
+    }
+
+    fn spearman(predictions: &[f32], labels: &[f32]) -> Option<f64> {
+        value(Metric::Spearman, predictions, labels)
+    }
 
     fn close(found: Option<f64>, expected: f64) {
         let found = found.expect("defined");
@@ -263,8 +189,8 @@ mod tests {
         ) {
             let (a, b): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
             let (c, d): (Vec<f32>, Vec<f32>) = shuffled.into_iter().unzip();
-            for metric in [accuracy, f1, matthews, pearson, spearman] {
-                match (metric(&a, &b), metric(&c, &d)) {
+            for metric in ALL {
+                match (value(metric, &a, &b), value(metric, &c, &d)) {
                     (Some(x), Some(y)) => prop_assert!((x - y).abs() < 1e-12),
                     (x, y) => prop_assert_eq!(x, y),
                 }
