@@ -17,6 +17,7 @@ use bam_worker::comm::MpiWorld;
 use bam_worker::control::Control;
 use bam_worker::data::{TokenFileError, TokenizeError};
 use bam_worker::device::{DeviceError, is_trying};
+use bam_worker::eval::NotFinite;
 use bam_worker::session::Session;
 use bam_worker::shard::ShardError;
 use bam_worker::shim;
@@ -130,7 +131,9 @@ fn abort_on_panic(control: Control) {
 /// a full disk, a network or a file system that fails it need not.
 fn is_lasting(error: &anyhow::Error) -> bool {
     let is_io = error.chain().any(|e| e.is::<std::io::Error>());
-    let has_diverged = error.is::<Diverged>() || matches!(error.downcast_ref(), Some(ShardError::NotFinite { .. }));
+    let has_diverged = error.is::<Diverged>()
+        || error.is::<NotFinite>()
+        || matches!(error.downcast_ref(), Some(ShardError::NotFinite { .. }));
     has_diverged || (code_of(error) != exit_code::FAILURE && !is_io)
 }
 

@@ -110,6 +110,14 @@ pub fn outputs(
     Ok(all)
 }
 
+/// A model answers with something that is no number.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the model's outputs are not finite: its training has diverged\n  lower the learning rate or lengthen the warm-up, under another \
+     name (-o name=…)"
+)]
+pub struct NotFinite;
+
 /// Predictions for all of `set`, computed by all ranks: class indices, or scores on the task's own scale, in the order
 /// of the set, on every rank.
 ///
@@ -123,7 +131,7 @@ pub fn predict(session: &Session, model: &dyn Scorer, head: usize, kind: &Kind, 
         activity.progress();
         Ok(())
     })?;
-    ensure!(raw.iter().all(|r| r.is_finite()), "the model's outputs are not finite: training has diverged");
+    ensure!(raw.iter().all(|r| r.is_finite()), NotFinite);
     let predictions = to_predictions(&raw, kind, output);
     let gathered = world.all_gather("predictions", bytemuck::cast_slice(&predictions))?;
     let mut all = vec![f32::NAN; set.len()];
