@@ -23,8 +23,8 @@ pub fn read_encoder(weights: &Weights, parameters: &mut Parameters) -> Result<bo
     let store = WeightStore::open(weights)?;
     let has_pooler = store.headers().has_pooler();
     let (specs, ranges) = (parameters.specs().to_vec(), parameters.ranges().to_vec());
-    let finite = |names: &[String], shape: &[i64], into: &mut [f32]| store.read_finite(names, shape, into);
-    read(finite, &specs, &ranges, parameters.values_mut(), |init| init.is_stored(has_pooler))?;
+    let wanted = |init: Init| init.is_stored(has_pooler);
+    read(&store, WeightStore::read_finite, &specs, &ranges, parameters.values_mut(), wanted)?;
     Ok(has_pooler)
 }
 
@@ -49,7 +49,7 @@ pub fn read_values(
     values: &mut [f32],
 ) -> Result<(), WeightsError> {
     let store = WeightStore::open(weights)?;
-    read(|names, shape, into| store.read(names, shape, into), specs, ranges, values, |_| true)
+    read(&store, WeightStore::read, specs, ranges, values, |_| true)
 }
 
 /// As [`read_model`], of a model that is asked and not trained, which others may have made.
@@ -59,20 +59,23 @@ pub fn read_values(
 pub fn read_finite_model(weights: &Weights, parameters: &mut Parameters) -> Result<(), WeightsError> {
     let (specs, ranges) = (parameters.specs().to_vec(), parameters.ranges().to_vec());
     let store = WeightStore::open(weights)?;
-    let finite = |names: &[String], shape: &[i64], into: &mut [f32]| store.read_finite(names, shape, into);
-    read(finite, &specs, &ranges, parameters.values_mut(), |_| true)
+    read(&store, WeightStore::read_finite, &specs, &ranges, parameters.values_mut(), |_| true)
 }
 
-/// Reads parameter by parameter with `tensor`, which is given names, shape and where the numbers go.
+/// Reads a tensor that has one of these names and this shape.
+type ReadTensor = fn(&WeightStore, &[String], &[i64], &mut [f32]) -> Result<(), WeightsError>;
+
+/// Reads parameter by parameter.
 fn read(
-    tensor: impl Fn(&[String], &[i64], &mut [f32]) -> Result<(), WeightsError>,
+    store: &WeightStore,
+    tensor: ReadTensor,
     specs: &[ParameterSpec],
     ranges: &[Range<usize>],
     values: &mut [f32],
     wanted: impl Fn(Init) -> bool,
 ) -> Result<(), WeightsError> {
     for (spec, range) in specs.iter().zip(ranges).filter(|(spec, _)| wanted(spec.init)) {
-        tensor(&stored_names(&spec.name), &spec.shape, &mut values[range.clone()])?;
+        tensor(store, &stored_names(&spec.name), &spec.shape, &mut values[range.clone()])?;
     }
     Ok(())
 }

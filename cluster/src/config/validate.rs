@@ -36,9 +36,6 @@ pub(super) fn validate(recipe: &Recipe) -> Checked {
         if recipe.mode.trains(breadth) {
             check_training(recipe, key, recipe.train.of(breadth))?;
             check_search(key, recipe.train.of(breadth))?;
-            for settings in recipe.train.of(breadth).candidates() {
-                check_training(recipe, key, &settings)?;
-            }
         }
     }
     for (settings, key) in

@@ -18,17 +18,6 @@ fn idle(key: &str, why: &str) -> String {
 /// `teachers` are refused where they have no effect.
 fn distill(recipe: &Recipe) -> Vec<String> {
     let (said, usual) = (&recipe.distill, Distill::default());
-    if recipe.mode.teachers().is_some() {
-        let why = "with 'annealing: none' the student learns from gold labels alone, as in mode 'single' or 'multi', which \
-                   train no teachers for it";
-        let unheard = (said.annealing == Annealing::None).then(|| idle("what teachers say", why));
-        let about_trained = [
-            ("ensemble", said.ensemble != usual.ensemble),
-            ("share_teachers", said.share_teachers != usual.share_teachers),
-        ];
-        let unusual = about_trained.into_iter().filter(|(_, is_unusual)| *is_unusual && all_are_given(recipe));
-        return unheard.into_iter().chain(unusual.map(|(key, _)| idle(&format!("distill.{key}"), ALL_GIVEN))).collect();
-    }
     let all = [
         ("annealing", said.annealing != usual.annealing),
         ("lambda", said.constant != usual.constant),
@@ -36,8 +25,16 @@ fn distill(recipe: &Recipe) -> Vec<String> {
         ("ensemble", said.ensemble != usual.ensemble),
         ("share_teachers", said.share_teachers != usual.share_teachers),
     ];
-    let unusual = all.into_iter().filter(|(_, is_unusual)| *is_unusual);
-    unusual.map(|(key, _)| idle(&format!("distill.{key}"), "this mode has no teachers")).collect()
+    let unusual = all.into_iter().filter(|(_, is_unusual)| *is_unusual).map(|(key, _)| key);
+    let said_in_vain = |key: &str, why: &str| idle(&format!("distill.{key}"), why);
+    if recipe.mode.teachers().is_none() {
+        return unusual.map(|key| said_in_vain(key, "this mode has no teachers")).collect();
+    }
+    let why = "with 'annealing: none' the student learns from gold labels alone, as in mode 'single' or 'multi', which \
+               train no teachers for it";
+    let unheard = (said.annealing == Annealing::None).then(|| idle("what teachers say", why));
+    let of_training = unusual.filter(|key| ["ensemble", "share_teachers"].contains(key) && all_are_given(recipe));
+    unheard.into_iter().chain(of_training.map(|key| said_in_vain(key, ALL_GIVEN))).collect()
 }
 
 const ALL_GIVEN: &str = "every task's teachers are given, and none is trained";

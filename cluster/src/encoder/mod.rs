@@ -36,6 +36,8 @@ pub struct Encoder {
     pub directory: PathBuf,
     /// Its shape, cut to the layers that the recipe asks for.
     pub config: EncoderConfig,
+    /// Layers that config.json says there are; the recipe may use fewer.
+    pub whole_layers: usize,
     /// Its weights.
     pub weights: Weights,
 }
@@ -54,14 +56,15 @@ impl Encoder {
                 "model.max_length is {max_length}, but this encoder takes at most {longest} tokens"
             )));
         }
+        let whole_layers = config.num_hidden_layers;
         if let Some(layers) = layers {
-            if layers > config.num_hidden_layers {
-                let has = config.num_hidden_layers;
-                return Err(refuse(format!("model.layers is {layers}, but this encoder has only {has}")));
+            if layers > whole_layers {
+                return Err(refuse(format!("model.layers is {layers}, but this encoder has only {whole_layers}")));
             }
             config.num_hidden_layers = layers;
         }
-        let encoder = Encoder { directory: directory.to_owned(), config, weights: Weights::find(directory)? };
+        let weights = Weights::find(directory)?;
+        let encoder = Encoder { directory: directory.to_owned(), config, whole_layers, weights };
         encoder.vocabulary()?.check(encoder.config.vocab_size)?;
         Ok(encoder)
     }
@@ -71,7 +74,7 @@ impl Encoder {
     /// # Errors
     /// A tensor is missing, or has another shape or kind, or there are more layers than config.json says.
     pub fn tensors<'a>(&self, headers: &'a TensorHeaders) -> Result<Vec<&'a str>, WeightsError> {
-        headers.check_layers(self.whole_layers()?)?;
+        headers.check_layers(self.whole_layers)?;
         headers.of_encoder(&self.config)
     }
 
@@ -80,13 +83,8 @@ impl Encoder {
     /// # Errors
     /// As for [`Encoder::tensors`].
     pub fn model_tensors<'a>(&self, headers: &'a TensorHeaders, head: Head) -> Result<Vec<&'a str>, WeightsError> {
-        headers.check_layers(self.whole_layers()?)?;
+        headers.check_layers(self.whole_layers)?;
         headers.of_model(&self.config, head)
-    }
-
-    /// Layers that config.json says there are; the recipe may use fewer.
-    fn whole_layers(&self) -> Result<usize, EncoderError> {
-        Ok(config::read(&self.directory)?.num_hidden_layers)
     }
 
     /// Proves by names and shapes that training can start from its weights, as far as that is known without reading a pickle.

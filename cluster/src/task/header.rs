@@ -87,9 +87,10 @@ fn shared(task: &Task, positions: &Positions, fields: usize) -> Fault {
     let columns = [("text", Some(positions.text)), ("text_b", positions.text_b), ("label", positions.label)];
     let places: Vec<(&str, usize)> =
         columns.into_iter().filter_map(|(what, position)| Some((what, position?.place(fields)?))).collect();
-    let (i, (what, place)) =
-        places.iter().enumerate().find(|(i, (_, place))| places[..*i].iter().any(|(_, other)| other == place))?;
-    let (other, _) = places[..i].iter().find(|(_, other)| other == place)?;
+    let (other, what) = places.iter().enumerate().find_map(|(i, (what, place))| {
+        let (other, _) = places[..i].iter().find(|(_, other)| other == place)?;
+        Some((other, what))
+    })?;
     Some((
         format!("{other} and {what} of task '{}' are the same column of the {fields} that are here", task.name),
         "correct the columns in the recipe, or the row; fields are separated by tabs".to_owned(),

@@ -149,14 +149,15 @@ fn scan(task: &Task, path: &Path, layout: &Layout, mut visit: impl FnMut(Row)) -
         Ok(hash.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
     let Rows { examples, skipped, text, .. } = rows;
-    let all = examples as u64 + skipped;
-    if all == 0 {
+    let count = Count { examples, skipped, text, sha256 };
+    let rows = count.rows();
+    if rows == 0 {
         return Err(DataError::Empty { task: task.name.clone(), path: path.to_owned() });
     }
-    if skipped > all / 2 {
-        return Err(DataError::Malformed { task: task.name.clone(), path: path.to_owned(), skipped, rows: all });
+    if skipped > rows / 2 {
+        return Err(DataError::Malformed { task: task.name.clone(), path: path.to_owned(), skipped, rows });
     }
-    Ok(Count { examples, skipped, text, sha256 })
+    Ok(count)
 }
 
 /// A file in pieces that end with a line, so that memory is needed for a few of them alone.

@@ -30,10 +30,11 @@ fn other_examples(before: &[JudgedRun], run: &JudgedRun) -> Option<String> {
 fn no_average(run: &JudgedRun, tasks: &[(String, Metric)]) -> Option<String> {
     let has = |task: &String| run.results.tasks.iter().any(|(own, _)| own == task);
     let lacking: Vec<&str> = tasks.iter().map(|(task, _)| task).filter(|t| !has(t)).map(String::as_str).collect();
+    if lacking.is_empty() {
+        return None;
+    }
     let (name, all) = (&run.results.name, tasks.len());
-    let why =
-        format!("{name} has no average: here it is of {all} tasks, and {name} has not learnt {}", lacking.join(", "));
-    (!lacking.is_empty()).then_some(why)
+    Some(format!("{name} has no average: here it is of {all} tasks, and {name} has not learnt {}", lacking.join(", ")))
 }
 
 #[cfg(test)]

@@ -159,8 +159,8 @@ fn alteration(whole: &Line, altered: &Line) -> Option<Alteration> {
         return (is_last(whole) && ptr::eq(whole.of, altered.of)).then_some(Alteration::FineTuning);
     }
     let same_kind = is_last(whole) && is_last(altered) && mode(whole) == mode(altered);
-    let same_dev = whole.of.judged_otherwise(altered.of).is_empty();
-    (same_kind && same_dev).then(|| Alteration::between(&whole.of.recipe, &altered.of.recipe)).flatten()
+    let found = same_kind.then(|| Alteration::between(&whole.of.recipe, &altered.of.recipe)).flatten();
+    found.filter(|_| whole.of.judged_otherwise(altered.of).is_empty())
 }
 
 impl Change {

@@ -1,6 +1,7 @@
 //! A run, finished or not, with what its models have scored so far.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use bam_cluster::config::Recipe;
 use bam_cluster::digest;
@@ -22,8 +23,9 @@ pub struct JudgedRun {
     pub plan: Plan,
     /// What was reached.
     pub results: Results,
-    /// A sum over the dev examples that its models were judged on, with their gold labels, by task.
-    judged_on: BTreeMap<String, String>,
+    /// A sum over the dev examples that its models were judged on, with their gold labels, by task; read when somebody asks,
+    /// which one run alone gives no reason for.
+    judged_on: OnceLock<BTreeMap<String, String>>,
 }
 
 impl JudgedRun {
@@ -33,21 +35,26 @@ impl JudgedRun {
     /// A file of scores cannot be read.
     pub fn collect(run: RunDir, recipe: Recipe, plan: Plan) -> anyhow::Result<JudgedRun> {
         let results = Results::collect(&run, &recipe, &plan)?;
-        let sum = |(task, kind): (String, Kind)| {
-            let samples = results.columns.iter().flat_map(|column| &column.samples);
-            let stage = samples.filter_map(|sample| sample.stages.get(&task)).next()?;
-            // Whether they can be read is of importance to tests alone, which say so.
-            let dev = predictions::read(&run.predictions(stage, &task, "dev"), &kind).ok()?;
-            Some((task, digest::of_json(&(dev.ids, dev.gold))))
-        };
-        let judged_on = recipe.tasks().into_iter().filter_map(|task| sum((task.name, task.kind))).collect();
-        Ok(JudgedRun { run, recipe, plan, results, judged_on })
+        Ok(JudgedRun { run, recipe, plan, results, judged_on: OnceLock::new() })
     }
 
     /// The tasks on which this run and the other were judged on different dev examples.
     pub fn judged_otherwise(&self, other: &JudgedRun) -> Vec<&str> {
-        let differs = |(task, sum): &(&String, &String)| other.judged_on.get(*task).is_some_and(|there| there != *sum);
-        self.judged_on.iter().filter(differs).map(|(task, _)| task.as_str()).collect()
+        let there = other.judged_on();
+        let differs = |(task, sum): &(&String, &String)| there.get(*task).is_some_and(|there| there != *sum);
+        self.judged_on().iter().filter(differs).map(|(task, _)| task.as_str()).collect()
+    }
+
+    fn judged_on(&self) -> &BTreeMap<String, String> {
+        let sum = |(task, kind): (String, Kind)| {
+            let samples = self.results.columns.iter().flat_map(|column| &column.samples);
+            let stage = samples.filter_map(|sample| sample.stages.get(&task)).next()?;
+            // Whether they can be read is of importance to tests alone, which say so.
+            let dev = predictions::read(&self.run.predictions(stage, &task, "dev"), &kind).ok()?;
+            Some((task, digest::of_json(&(dev.ids, dev.gold))))
+        };
+        let tasks = || self.recipe.tasks().into_iter().map(|task| (task.name, task.kind));
+        self.judged_on.get_or_init(|| tasks().filter_map(sum).collect())
     }
 
     /// What a task's head puts out.

@@ -29,13 +29,10 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// Mean metric of several models' predictions for the same examples, as scores count.
-fn mean_metric(metric: Metric, models: &[Vec<f32>], labels: &[f32]) -> f64 {
-    mean_counted(metric, models.iter().map(|predictions| metrics::value(metric, predictions, labels)), models.len())
-}
-
-fn mean_counted(metric: Metric, scores: impl Iterator<Item = Option<f64>>, models: usize) -> f64 {
-    scores.map(|score| metrics::counted(metric, score).unwrap_or_default()).sum::<f64>() / models.max(1) as f64
+/// Mean over several models, as scores count.
+fn mean<M>(models: &[M], metric: Metric, score: impl Fn(&M) -> Option<f64>) -> f64 {
+    let counted = models.iter().map(|model| metrics::counted(metric, score(model)).unwrap_or_default());
+    counted.sum::<f64>() / models.len().max(1) as f64
 }
 
 /// How often dev examples are drawn anew for each of so many tests, which are corrected together: so often that a p can be
@@ -60,7 +57,8 @@ pub struct Paired {
 impl Paired {
     /// Mean metric of the models of the second kind less that of the first, as scores count.
     pub fn difference(&self) -> f64 {
-        mean_metric(self.metric, &self.b, &self.labels) - mean_metric(self.metric, &self.a, &self.labels)
+        let score = |predictions: &Vec<f32>| metrics::value(self.metric, predictions, &self.labels);
+        mean(&self.b, self.metric, score) - mean(&self.a, self.metric, score)
     }
 
     /// Two-sided p of "on examples like these, both kinds are equally good" by the paired bootstrap (Efron & Tibshirani
@@ -71,11 +69,11 @@ impl Paired {
             models.iter().map(|predictions| Judge::new(self.metric, predictions, &self.labels)).collect()
         };
         let (a, b, examples) = (judges(&self.a), judges(&self.b), self.labels.len());
-        let mean = |judges: &[Judge], times: &[u32]| {
-            mean_counted(self.metric, judges.iter().map(|judge| judge.value(times)), judges.len())
+        let drawn = |times: &[u32]| {
+            let score = |judge: &Judge| judge.value(times);
+            mean(&b, self.metric, score) - mean(&a, self.metric, score)
         };
-        let difference = |times: &[u32]| mean(&b, times) - mean(&a, times);
-        let observed = difference(&vec![1; examples]);
+        let observed = self.difference();
         let as_far_of = |chunk: usize| {
             let mut random = Stream::named(&["bootstrap", &seed.to_string(), &chunk.to_string()]);
             let draws = DRAWS_AT_ONCE.min(resamples - chunk * DRAWS_AT_ONCE);
@@ -84,7 +82,7 @@ impl Paired {
                 for _ in 0..examples {
                     times[random.below(examples as u64) as usize] += 1;
                 }
-                (difference(&times) - observed).abs() >= observed.abs() - ROUNDING
+                (drawn(&times) - observed).abs() >= observed.abs() - ROUNDING
             };
             (0..draws).filter(|_| is_as_far()).count()
         };

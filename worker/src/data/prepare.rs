@@ -138,6 +138,7 @@ mod tests {
                     "intermediate_size":4,"max_position_embeddings":16}"#,
             )
             .unwrap(),
+            whole_layers: 1,
             weights: Weights::Safetensors(vec![]),
         };
         std::fs::write(dir.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\nc\nd\n").unwrap();

@@ -214,7 +214,8 @@ mod tests {
         let shape = r#"{"vocab_size":12,"hidden_size":4,"num_hidden_layers":1,"num_attention_heads":1,
             "intermediate_size":4,"max_position_embeddings":16}"#;
         let config: EncoderConfig = serde_json::from_str(shape).unwrap();
-        Encoder { directory: directory.to_owned(), config, weights: Weights::Safetensors(vec![]) }
+        let whole_layers = config.num_hidden_layers;
+        Encoder { directory: directory.to_owned(), config, whole_layers, weights: Weights::Safetensors(vec![]) }
     }
 
     fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
